@@ -1,0 +1,121 @@
+"""A profile as bytes: what is checked when it comes from elsewhere, how two merge, and how it is shown to people.
+
+Only advance and merge change a profile. Merging is commutative and associative: counts and sums add, a maximum is the larger,
+bitmaps unite, rings align by tile number, remembered values come from the profile that saw the later event.
+"""
+
+import struct
+from collections.abc import Mapping
+
+from features.advance_one import PROFILE_VERSION, cells_of, combine, sum_window
+from features.plan import (
+    COUNT,
+    DISTINCT,
+    FIXED_WORDS,
+    FRAUDS,
+    MAX,
+    SUM,
+    W_FIRST_LSN,
+    W_FIRST_SEEN,
+    W_LAST_SEEN,
+    W_LATE_DROPPED,
+    W_LSN,
+    KindPlan,
+    RingPlan,
+    WindowPlan,
+)
+from features.slab import Slab
+
+LSN_OFFSET = W_LSN * 8
+SHOWN_FIELDS: Mapping[int, str] = {COUNT: "count", SUM: "sum", MAX: "max", FRAUDS: "frauds", DISTINCT: "distinct_bits"}
+
+
+class UnknownProfileVersion(ValueError):
+    """Bytes that are no profile of this kind and layout: another version, another spec, or damage."""
+
+
+def check(kind: KindPlan, profile: bytes) -> None:
+    """Raise UnknownProfileVersion unless `profile` has this kind's version, number, size and layout."""
+    if len(profile) != kind.size:
+        raise UnknownProfileVersion(f"a {kind.name} profile has {kind.size} bytes, not {len(profile)}")
+    version, number = profile[0], profile[1]
+    if version != PROFILE_VERSION or number != kind.number:
+        raise UnknownProfileVersion(f"version {version}, kind {number}; this plan reads {PROFILE_VERSION}, {kind.number}")
+    (layout,) = struct.unpack_from("<q", profile, 8)
+    if layout != kind.layout:
+        raise UnknownProfileVersion(f"{kind.name} profile of layout {layout:016x}, this plan's is {kind.layout:016x}")
+
+
+def lsn_of(profile: bytes) -> int:
+    """The LSN of the last event applied."""
+    return int.from_bytes(profile[LSN_OFFSET : LSN_OFFSET + 8], "little")
+
+
+def merge(kind: KindPlan, left: bytes, right: bytes) -> bytes:
+    """Join two profiles of one entity that saw different events. Raises UnknownProfileVersion as check does."""
+    check(kind, left)
+    check(kind, right)
+    slab = Slab(kind, 3)
+    slab.put(0, left)
+    slab.put(1, right)
+    words, n_words = slab.flat_words, kind.size >> 3
+    state = slice(FIXED_WORDS, kind.state_word)
+    headers = [words[slot * n_words : slot * n_words + kind.header_words].tolist() for slot in (0, 1)]
+    first, second = headers
+    newest = max(headers, key=lambda h: (h[W_LAST_SEEN], h[state]))
+    out = list(newest)
+    out[W_LSN] = max(first[W_LSN], second[W_LSN])
+    out[W_FIRST_LSN] = min(first[W_FIRST_LSN], second[W_FIRST_LSN])
+    out[W_FIRST_SEEN] = min(first[W_FIRST_SEEN], second[W_FIRST_SEEN])
+    out[W_LATE_DROPPED] = first[W_LATE_DROPPED] + second[W_LATE_DROPPED]
+    for word, value in enumerate(out):
+        words[2 * n_words + word] = value
+    for ring in kind.rings:
+        _merge_ring(slab, ring, [h[W_LAST_SEEN] // ring.tile_ms for h in headers], headers)
+    return slab.get(2)
+
+
+def _merge_ring(slab: Slab, ring: RingPlan, newest: list[int], headers: list[list[int]]) -> None:
+    """Fill the ring of slot 2 from slots 0 and 1, tile by tile, then its windows."""
+    base, top = 2 * (slab.kind.size >> 3), max(newest)
+    for field in ring.fields:
+        for tile in range(top - ring.tiles + 1, top + 1):
+            value = 0
+            for slot in (0, 1):
+                if tile == newest[slot]:
+                    value = combine(field.code, value, headers[slot][field.open_word])
+                elif newest[slot] - ring.tiles < tile < newest[slot]:
+                    cells, start = cells_of(slab, slot, field.narrow)
+                    value = combine(field.code, value, cells[start + field.cells + tile % ring.tiles])
+            if tile == top:
+                slab.flat_words[base + field.open_word] = value
+            else:
+                cells, start = cells_of(slab, 2, field.narrow)
+                cells[start + field.cells + tile % ring.tiles] = value
+    for window in ring.windows:
+        slab.flat_words[base + window.word] = sum_window(slab, 2, ring, window, top, top)
+
+
+def describe(kind: KindPlan, profile: bytes) -> dict[str, object]:
+    """What a person wants to see of a profile: LSN, times (ms), and the running value of each window by its name.
+
+    Windows stand as of the entity's last event. Raises UnknownProfileVersion.
+    """
+    check(kind, profile)
+    words = struct.unpack_from(f"<{kind.header_words}q", profile)
+    windows: dict[str, dict[str, int]] = {}
+    for ring in kind.rings:
+        for window in ring.windows:
+            if window.code in SHOWN_FIELDS:
+                windows.setdefault(window.name, {})[SHOWN_FIELDS[window.code]] = _shown(window, words[window.word])
+    return {
+        "lsn": words[W_LSN],
+        "first_seen": words[W_FIRST_SEEN],
+        "last_seen": words[W_LAST_SEEN],
+        "late_dropped": words[W_LATE_DROPPED],
+        "windows": windows,
+    }
+
+
+def _shown(window: WindowPlan, value: int) -> int:
+    return (value & (1 << 64) - 1).bit_count() if window.code == DISTINCT else value

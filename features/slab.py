@@ -1,0 +1,41 @@
+"""A slab: one contiguous buffer of equal-sized profiles, seen as bytes, as 8-byte words and as 4-byte halves.
+
+Memory comes zeroed from the system and is committed page by page when it is first touched, so a large slab costs nothing
+before it is used. An all-zero slot is an empty one. The views share the buffer; nothing is ever copied between them.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from features.plan import KindPlan
+
+
+class Slab:
+    """Profiles of one kind. `late_dropped[r]` counts the events that ring r no longer had a tile for."""
+
+    def __init__(self, kind: KindPlan, capacity: int) -> None:
+        self.kind = kind
+        self.capacity = capacity
+        self.rows: npt.NDArray[np.uint8] = np.zeros((capacity, kind.size), dtype=np.uint8)
+        self.words: npt.NDArray[np.int64] = self.rows.view("<i8")
+        self.halves: npt.NDArray[np.uint32] = self.rows.view("<u4")
+        flat = memoryview(self.rows.reshape(-1))  # type: ignore[arg-type]  # numpy stubs hide the buffer protocol before 3.12
+        self.flat_bytes = flat
+        self.flat_words = flat.cast("q")
+        self.flat_halves = flat.cast("I")
+        self.late_dropped = [0] * len(kind.rings)
+
+    def get(self, slot: int) -> bytes:
+        """A copy of the profile in `slot`."""
+        size = self.kind.size
+        return bytes(self.flat_bytes[slot * size : (slot + 1) * size])
+
+    def put(self, slot: int, profile: bytes) -> None:
+        """Copy `profile` into `slot`; its length is the kind's size (profile.check)."""
+        size = self.kind.size
+        assert len(profile) == size
+        self.flat_bytes[slot * size : (slot + 1) * size] = profile
+
+    def clear(self, slot: int) -> None:
+        """Make `slot` empty."""
+        self.rows[slot] = 0
