@@ -17,8 +17,6 @@ from features.plan import (
     COUNT,
     DISTINCT,
     FIXED_WORDS,
-    LAT,
-    LON,
     MAX,
     OBS_FIRST_SEEN,
     OBS_FIXED,
@@ -103,7 +101,7 @@ def _advance_wave(slab: Slab, rows: Int64s, slots: Int64s, columns: Int64s, lsns
     """One event for each of `rows`, all with different slots. Late or already applied ones go one by one."""
     kind = slab.kind
     header = slab.words[slots[rows], : kind.header_words]
-    new = header[:, W_VERSION] == 0
+    new = header[:, W_VERSION] & 0xFF == 0
     in_order = (new | (columns[rows, TS] >= header[:, W_LAST_SEEN])) & (lsns[rows] > header[:, W_LSN])
     if not in_order.all():
         _one_by_one(slab, rows[~in_order], slots, columns, lsns, observed)
@@ -113,7 +111,7 @@ def _advance_wave(slab: Slab, rows: Int64s, slots: Int64s, columns: Int64s, lsns
     event, where = columns[rows], slots[rows]
     ts = event[:, TS]
     if new.any():
-        header[new, W_VERSION] = version_word(kind.number)
+        header[new, W_VERSION] |= version_word(kind.number)
         header[new, W_LAYOUT] = kind.layout
         header[new, W_FIRST_LSN] = lsns[rows][new]
         header[new, W_FIRST_SEEN] = header[new, W_LAST_SEEN] = ts[new]
@@ -130,11 +128,11 @@ def _advance_wave(slab: Slab, rows: Int64s, slots: Int64s, columns: Int64s, lsns
     header[:, W_LAST_SEEN] = ts
     for block in kind.blocks:
         _add(block, header, event)
-    for column, word in kind.remembered:
-        header[:, word] = np.where(event[:, column] >= 0, event[:, column] + 1, header[:, word])
-    if kind.place_ts_word >= 0:
-        placed = (event[:, LAT] >= 0) & (event[:, LON] >= 0)
-        header[:, kind.place_ts_word] = np.where(placed, ts, header[:, kind.place_ts_word])
+    for ts_word, columns_given in kind.remembered:
+        given = event[:, columns_given[0]] >= 0
+        header[given, ts_word] = ts[given]
+        for word, column in enumerate(columns_given, ts_word + 1):
+            header[given, word] = event[given, column] + 1
     seen[:, OBS_FIXED + n_remembered :] = header[:, kind.state_word :]
     observed[rows] = seen
     slab.words[where, : kind.header_words] = header

@@ -12,8 +12,6 @@ from features.plan import (
     DISTINCT,
     FIXED_WORDS,
     FRAUDS,
-    LAT,
-    LON,
     MAX,
     OBS_FIXED,
     TS,
@@ -24,6 +22,8 @@ from features.plan import (
     W_LAYOUT,
     W_LSN,
     W_VERSION,
+    FieldPlan,
+    KindPlan,
     RingPlan,
     WindowPlan,
 )
@@ -33,6 +33,9 @@ PROFILE_VERSION = 1
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: spreads CRC-32 over the 64 bits of a bitmap (Knuth 6.4)
 LOW_32 = 0xFFFFFFFF
 SIGN = 1 << 63
+
+
+PARTIAL_FLAG = 1 << 16  # bit 0 of the flags: begun while the stored profile could not be asked for
 
 
 def version_word(kind_number: int) -> int:
@@ -69,98 +72,100 @@ def advance_one(slab: Slab, slot: int, row: Sequence[int], lsn: int) -> list[int
 
     An event that the profile already has (lsn not above the profile's) changes nothing.
     """
-    kind, words = slab.kind, slab.flat_words
-    base = slot * (kind.size >> 3)
+    kind = slab.kind
+    # The header is worked on as a list: a word of it costs a third of one in the slab.
+    header = slab.header(slot)
     ts = row[TS]
-    new = words[base + W_VERSION] == 0
+    new = header[W_VERSION] & 0xFF == 0
     if new:
-        words[base + W_VERSION] = version_word(kind.number)
-        words[base + W_LAYOUT] = kind.layout
-        words[base + W_FIRST_LSN] = lsn
-        words[base + W_FIRST_SEEN] = words[base + W_LAST_SEEN] = ts
-    last = words[base + W_LAST_SEEN]
-    observed = [1, int(new), words[base + W_FIRST_SEEN], -1 if new else last]
-    observed += words[base + FIXED_WORDS : base + kind.state_word].tolist()
+        header[W_VERSION] |= version_word(kind.number)
+        header[W_LAYOUT] = kind.layout
+        header[W_FIRST_LSN] = lsn
+        header[W_FIRST_SEEN] = header[W_LAST_SEEN] = ts
+    last = header[W_LAST_SEEN]
+    observed = [1, int(new), header[W_FIRST_SEEN], -1 if new else last]
+    observed += header[FIXED_WORDS : kind.state_word]
     late = ts < last
-    if lsn > words[base + W_LSN]:
-        words[base + W_LSN] = lsn
+    if lsn > header[W_LSN]:
+        header[W_LSN] = lsn
         if late:
-            _apply_late(slab, slot, row, last)
+            _apply_late(slab, slot, header, row, last)
         else:
-            _apply(slab, slot, row, last)
-    observed += words[base + kind.state_word : base + kind.header_words].tolist()
+            _apply(slab, slot, header, row, last)
+        slab.put_header(slot, header)
+    observed += header[kind.state_word :]
     if late:
-        _observe_late(slab, slot, ts, words[base + W_LAST_SEEN], observed)
-        observed[2] = words[base + W_FIRST_SEEN]
+        observed[2] = header[W_FIRST_SEEN]
+        _observe_late(slab, slot, header, ts, last, observed)
     return observed
 
 
-def _apply(slab: Slab, slot: int, row: Sequence[int], last: int) -> None:
-    kind, words = slab.kind, slab.flat_words
-    base = slot * (kind.size >> 3)
-    ts = row[TS]
+def _apply(slab: Slab, slot: int, header: list[int], row: Sequence[int], last: int) -> None:
+    kind, ts = slab.kind, row[TS]
     if ts != last:
         for ring in kind.rings:
             old_tile, new_tile = last // ring.tile_ms, ts // ring.tile_ms
             if new_tile != old_tile:
-                _move(slab, slot, ring, old_tile, new_tile)
-        words[base + W_LAST_SEEN] = ts
+                _move(slab, slot, header, ring, old_tile, new_tile)
+        header[W_LAST_SEEN] = ts
     values = event_values(row, -1)
     for code, of, start, stop in kind.blocks:
         value = values[code] if code != DISTINCT else signed_bit(row[of]) if row[of] >= 0 else 0
         if code == MAX:
-            for word in range(base + start, base + stop):
-                if value > words[word]:
-                    words[word] = value
+            for word in range(start, stop):
+                if value > header[word]:
+                    header[word] = value
         elif code == DISTINCT:
-            for word in range(base + start, base + stop):
-                words[word] |= value
+            for word in range(start, stop):
+                header[word] |= value
         else:
-            for word in range(base + start, base + stop):
-                words[word] += value
-    for column, word in kind.remembered:
-        if row[column] >= 0:
-            words[base + word] = row[column] + 1
-    if kind.place_ts_word >= 0 and row[LAT] >= 0 and row[LON] >= 0:
-        words[base + kind.place_ts_word] = ts
+            for word in range(start, stop):
+                header[word] += value
+    _remember(kind, header, row)
 
 
-def _move(slab: Slab, slot: int, ring: RingPlan, old_tile: int, new_tile: int) -> None:
-    base = slot * (slab.kind.size >> 3)
-    words = slab.flat_words
+def _remember(kind: KindPlan, header: list[int], row: Sequence[int]) -> None:
+    for ts_word, columns in kind.remembered:
+        if row[columns[0]] >= 0 and row[TS] >= header[ts_word]:
+            header[ts_word] = row[TS]
+            for word, column in enumerate(columns, ts_word + 1):
+                header[word] = row[column] + 1
+
+
+def _move(slab: Slab, slot: int, header: list[int], ring: RingPlan, old_tile: int, new_tile: int) -> None:
+    n_tiles = ring.tiles
+    entered = [tile % n_tiles for tile in range(max(old_tile + 1, new_tile - n_tiles + 1), new_tile + 1)]
     for field in ring.fields:
-        cells, start = cells_of(slab, slot, field.narrow)
-        start += field.cells
-        cells[start + old_tile % ring.tiles] = words[base + field.open_word]
-        words[base + field.open_word] = 0
-        for tile in range(max(old_tile + 1, new_tile - ring.tiles + 1), new_tile + 1):
-            cells[start + tile % ring.tiles] = 0
+        cells, start = cells_of(slab, slot, field)
+        cells[start + old_tile % n_tiles] = header[field.open_word]
+        header[field.open_word] = 0
+        for place in entered:
+            cells[start + place] = 0
     for window in ring.windows:
-        words[base + window.word] = sum_window(slab, slot, ring, window, new_tile, new_tile)
+        header[window.word] = sum_window(slab, slot, ring, window, new_tile, new_tile, 0)
 
 
-def cells_of(slab: Slab, slot: int, narrow: bool) -> tuple[memoryview, int]:
-    """The flat view that holds a field's closed tiles, and where the profile in `slot` begins in it."""
-    size = slab.kind.size
-    return (slab.flat_halves, slot * (size >> 2)) if narrow else (slab.flat_words, slot * (size >> 3))
+def cells_of(slab: Slab, slot: int, field: FieldPlan) -> tuple[memoryview, int]:
+    """The flat view that holds a field's closed tiles, and where those of the profile in `slot` begin in it."""
+    if field.narrow:
+        return slab.flat_halves, slot * (slab.kind.size >> 2) + field.cells
+    return slab.flat_words, slot * (slab.kind.size >> 3) + field.cells
 
 
-def sum_window(slab: Slab, slot: int, ring: RingPlan, window: WindowPlan, at_tile: int, open_tile: int) -> int:
-    """The value of `window` seen from `at_tile`, from the tiles that the ring still has; `open_tile` is its newest."""
-    field = next(f for f in ring.fields if f.code == window.code)
-    cells, start = cells_of(slab, slot, field.narrow)
-    start += field.cells
+def sum_window(slab: Slab, slot: int, ring: RingPlan, window: WindowPlan, at_tile: int, open_tile: int, open_value: int) -> int:
+    """The value of `window` seen from `at_tile`, from the tiles that the ring still has; `open_tile` is its newest one."""
     high = at_tile - window.skip
     low = max(high - window.tiles + 1, open_tile - ring.tiles + 1)
     if high < low:
         return 0
+    cells, start = cells_of(slab, slot, window.field)
     first, past = low % ring.tiles, high % ring.tiles + 1
     if first < past:
         tiles = cells[start + first : start + past].tolist()
     else:
         tiles = cells[start + first : start + ring.tiles].tolist() + cells[start : start + past].tolist()
-    if low <= open_tile <= high:
-        tiles.append(slab.flat_words[slot * (slab.kind.size >> 3) + field.open_word])
+    if high == open_tile:
+        tiles.append(open_value)
     if window.code == MAX:
         return int(max(tiles))
     if window.code == DISTINCT:
@@ -171,42 +176,41 @@ def sum_window(slab: Slab, slot: int, ring: RingPlan, window: WindowPlan, at_til
     return int(sum(tiles))
 
 
-def _apply_late(slab: Slab, slot: int, row: Sequence[int], last: int) -> None:
+def _apply_late(slab: Slab, slot: int, header: list[int], row: Sequence[int], last: int) -> None:
     """An event older than the newest one: its own tile, if the ring still has it, and the windows that hold that tile."""
-    base = slot * (slab.kind.size >> 3)
-    words = slab.flat_words
-    words[base + W_FIRST_SEEN] = min(words[base + W_FIRST_SEEN], row[TS])
+    header[W_FIRST_SEEN] = min(header[W_FIRST_SEEN], row[TS])
     for number, ring in enumerate(slab.kind.rings):
         values = event_values(row, ring.of)
-        if not _add_to_tile(slab, slot, ring, row[TS], last, values):
+        if not _add_to_tile(slab, slot, header, ring, row[TS], last, values):
             slab.late_dropped[number] += 1
-            words[base + W_LATE_DROPPED] += 1
+            header[W_LATE_DROPPED] += 1
+    _remember(slab.kind, header, row)
 
 
-def _add_to_tile(slab: Slab, slot: int, ring: RingPlan, ts: int, last: int, values: Sequence[int]) -> bool:
-    base = slot * (slab.kind.size >> 3)
-    words = slab.flat_words
+def _add_to_tile(slab: Slab, slot: int, header: list[int], ring: RingPlan, ts: int, last: int, values: Sequence[int]) -> bool:
     age = last // ring.tile_ms - ts // ring.tile_ms
     if not 0 <= age < ring.tiles:
         return False
     for field in ring.fields:
         value = values[field.code]
         if age == 0:
-            words[base + field.open_word] = combine(field.code, words[base + field.open_word], value)
+            header[field.open_word] = combine(field.code, header[field.open_word], value)
         else:
-            cells, start = cells_of(slab, slot, field.narrow)
-            where = start + field.cells + ts // ring.tile_ms % ring.tiles
+            cells, start = cells_of(slab, slot, field)
+            where = start + ts // ring.tile_ms % ring.tiles
             cells[where] = combine(field.code, cells[where], value)
     for window in ring.windows:
         if window.skip <= age < window.skip + window.tiles:
-            words[base + window.word] = combine(window.code, words[base + window.word], values[window.code])
+            header[window.word] = combine(window.code, header[window.word], values[window.code])
     return True
 
 
-def _observe_late(slab: Slab, slot: int, ts: int, last: int, observed: list[int]) -> None:
+def _observe_late(slab: Slab, slot: int, header: list[int], ts: int, last: int, observed: list[int]) -> None:
     for ring in slab.kind.rings:
+        tile, open_tile = ts // ring.tile_ms, last // ring.tile_ms
         for window in ring.windows:
-            value = sum_window(slab, slot, ring, window, ts // ring.tile_ms, last // ring.tile_ms)
+            open_value = header[window.field.open_word]
+            value = sum_window(slab, slot, ring, window, tile, open_tile, open_value)
             observed[OBS_FIXED + window.word - FIXED_WORDS] = value
 
 
@@ -215,35 +219,34 @@ def label_one(slab: Slab, slot: int, ts: int, delta: int, lsn: int) -> bool:
 
     `ts` is the labelled transaction's own time. Nothing changes if the profile already has `lsn`.
     """
-    base = slot * (slab.kind.size >> 3)
-    words = slab.flat_words
-    if words[base + W_VERSION] == 0 or lsn <= words[base + W_LSN]:
+    header = slab.header(slot)
+    if header[W_VERSION] & 0xFF == 0 or lsn <= header[W_LSN]:
         return False
-    words[base + W_LSN] = lsn
-    last = words[base + W_LAST_SEEN]
+    header[W_LSN] = lsn
+    last = header[W_LAST_SEEN]
     for number, ring in enumerate(slab.kind.rings):
         field = next((f for f in ring.fields if f.code == FRAUDS), None)
         if field is None:
             continue
-        change = _fraud_change(slab, slot, ring, field.open_word, field.cells, ts, last, delta)
+        change = _fraud_change(slab, slot, header, ring, field, ts, last, delta)
         if change is None:
             slab.late_dropped[number] += 1
-            words[base + W_LATE_DROPPED] += 1
+            header[W_LATE_DROPPED] += 1
         elif change:
-            _add_to_tile(slab, slot, ring, ts, last, tuple(change if c == FRAUDS else 0 for c in range(DISTINCT + 1)))
+            values = tuple(change if c == FRAUDS else 0 for c in range(DISTINCT + 1))
+            _add_to_tile(slab, slot, header, ring, ts, last, values)
+    slab.put_header(slot, header)
     return True
 
 
 def _fraud_change(
-    slab: Slab, slot: int, ring: RingPlan, open_word: int, field_cells: int, ts: int, last: int, delta: int
+    slab: Slab, slot: int, header: list[int], ring: RingPlan, field: FieldPlan, ts: int, last: int, delta: int
 ) -> int | None:
     """`delta`, but never below zero frauds in the tile (an erased entity may lack the fraud that is taken back)."""
     tile, open_tile = ts // ring.tile_ms, last // ring.tile_ms
     if not 0 <= open_tile - tile < ring.tiles:
         return None
     if tile == open_tile:
-        have = slab.flat_words[slot * (slab.kind.size >> 3) + open_word]
-    else:
-        cells, start = cells_of(slab, slot, narrow=True)
-        have = cells[start + field_cells + tile % ring.tiles]
-    return max(delta, -have)
+        return max(delta, -header[field.open_word])
+    cells, start = cells_of(slab, slot, field)
+    return max(delta, -cells[start + tile % ring.tiles])

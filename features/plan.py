@@ -40,17 +40,20 @@ OBS_FIXED: Final = 4
 OPS: Final[tuple[Op, ...]] = Op.__args__  # type: ignore[attr-defined]  # a Literal lists its values; the code is the place
 
 
+class RememberedPlan(NamedTuple):
+    """What the latest event that gave `columns` said: its ts in header word `ts_word`, each value + 1 in the words after it."""
+
+    ts_word: int
+    columns: tuple[int, ...]
+
+
 class FieldPlan(msgspec.Struct, frozen=True):
     """One stored field of a ring: the header word of its open tile, and where its closed tiles start (in its own widths)."""
 
     code: int
     open_word: int
     cells: int
-
-    @property
-    def narrow(self) -> bool:
-        """True for 4-byte cells."""
-        return self.code in NARROW
+    narrow: bool  # cells of 4 bytes
 
 
 class WindowPlan(msgspec.Struct, frozen=True):
@@ -61,6 +64,7 @@ class WindowPlan(msgspec.Struct, frozen=True):
     tiles: int
     word: int
     name: str
+    field: FieldPlan
 
 
 class RingPlan(msgspec.Struct, frozen=True):
@@ -84,7 +88,7 @@ class BlockPlan(NamedTuple):
 
 
 class KindPlan(msgspec.Struct, frozen=True):
-    """One entity kind: its layout. `remembered` is (event column, header word) of each last value; words hold value + 1."""
+    """One entity kind: its layout."""
 
     name: str
     number: int
@@ -92,8 +96,7 @@ class KindPlan(msgspec.Struct, frozen=True):
     size: int
     header_words: int
     state_word: int
-    remembered: tuple[tuple[int, int], ...]
-    place_ts_word: int
+    remembered: tuple[RememberedPlan, ...]
     rings: tuple[RingPlan, ...]
     blocks: tuple[BlockPlan, ...]
     layout: int
@@ -173,7 +176,7 @@ class _Layout:
         self.window_words: dict[tuple[str, int, int, int], int] = {}
 
     def compile(self, number: int, raw_start: int) -> KindPlan:
-        remembered, place_ts_word = self._remember()
+        remembered = self._remember()
         state_word = self.next_word
         blocks = self._blocks()
         header_words = -(-self.next_word // LINE_WORDS) * LINE_WORDS
@@ -182,16 +185,17 @@ class _Layout:
         shape = repr((self.kind, size, header_words, remembered, [msgspec.to_builtins(r) for r in rings]))
         layout = int.from_bytes(hashlib.sha256(shape.encode()).digest()[:8], "little") >> 1
         return KindPlan(
-            self.kind.name, number, self.kind.id, size, header_words, state_word, remembered, place_ts_word,
+            self.kind.name, number, self.kind.id, size, header_words, state_word, remembered,
             rings, blocks, layout, raw_start,
         )  # fmt: skip
 
-    def _remember(self) -> tuple[tuple[tuple[int, int], ...], int]:
-        columns: list[str] = []
+    def _remember(self) -> tuple[RememberedPlan, ...]:
+        remembered: list[RememberedPlan] = []
         for name in self.kind.remember:
-            columns += ["lat", "lon"] if name == "place" else [name]
-        remembered = tuple((COLUMNS.index(c), self._take()) for c in columns)
-        return remembered, self._take() if "place" in self.kind.remember else -1
+            columns = (LAT, LON) if name == "place" else (COLUMNS.index(name),)
+            remembered.append(RememberedPlan(self._take(), columns))
+            self.next_word += len(columns)
+        return tuple(remembered)
 
     def _blocks(self) -> tuple[BlockPlan, ...]:
         """Words that an event changes first, side by side per rule; then frauds and delayed windows, which it does not."""
@@ -227,11 +231,12 @@ class _Layout:
             fields: list[FieldPlan] = []
             for code in _codes(ring):
                 width = 4 if code in NARROW else 8
-                fields.append(FieldPlan(code, self.open_words[ring.name, code], offset // width))
+                fields.append(FieldPlan(code, self.open_words[ring.name, code], offset // width, width == 4))
                 offset += -(-n_tiles * width // 8) * 8
             tile_ms = duration_ms(ring.tile)
+            by_code = {field.code: field for field in fields}
             windows = tuple(
-                WindowPlan(code, skip, tiles, word, f"{ring.name}:{_span_name(skip, tiles, tile_ms)}")
+                WindowPlan(code, skip, tiles, word, f"{ring.name}:{_span_name(skip, tiles, tile_ms)}", by_code[code])
                 for (name, code, skip, tiles), word in self.window_words.items()
                 if name == ring.name
             )
@@ -279,10 +284,10 @@ def _feature(feature: Feature, kinds: list[KindPlan]) -> FeaturePlan:
         operands = [kind.raw_start + OBS_PRESENT, kind.raw_start + OBS_FIRST_SEEN, kind.raw_start + OBS_PREVIOUS_SEEN]
         if feature.op == "changed":
             column = COLUMNS.index(feature.of or "")
-            operands = [column, _raw_word(kind, next(w for c, w in kind.remembered if c == column))]
+            operands = [column, _raw_word(kind, _remembered(kind, column).ts_word + 1)]
         elif feature.op == "speed_kmh":
-            words = dict(kind.remembered)
-            operands = [_raw_word(kind, w) for w in (words[LAT], words[LON], kind.place_ts_word)]
+            ts_word = _remembered(kind, LAT).ts_word
+            operands = [_raw_word(kind, w) for w in (ts_word + 1, ts_word + 2, ts_word)]
     elif feature.of is not None:
         operands = [COLUMNS.index(feature.of)]
     return FeaturePlan(feature.name, OPS.index(feature.op), tuple(operands), feature.scale, feature.log1p)
@@ -295,6 +300,10 @@ def _raw_window(kind: KindPlan, feature: Feature, code: int) -> int:
     return _raw_word(kind, next(w.word for w in ring.windows if (w.code, w.skip, w.tiles) == (code, *span)))
 
 
+def _remembered(kind: KindPlan, column: int) -> RememberedPlan:
+    return next(r for r in kind.remembered if r.columns[0] == column)
+
+
 def _raw_word(kind: KindPlan, word: int) -> int:
     return kind.raw_start + OBS_FIXED + word - FIXED_WORDS
 
@@ -302,9 +311,9 @@ def _raw_word(kind: KindPlan, word: int) -> int:
 def _pack(kinds: list[KindPlan], features: tuple[FeaturePlan, ...], currencies: dict[str, int]) -> bytes:
     out = [PLAN_MAGIC, struct.pack("<4I", len(COLUMNS), len(kinds), len(features), len(currencies))]
     for k in kinds:
-        head = (k.size, k.header_words, k.state_word, k.place_ts_word, k.raw_start, len(k.remembered), len(k.blocks))
-        out += [_text(k.name), _text(k.id_field), struct.pack("<7iqi", *head, k.layout, len(k.rings))]
-        out += [struct.pack("<2i", *pair) for pair in k.remembered]
+        head = (k.size, k.header_words, k.state_word, k.raw_start, len(k.remembered), len(k.blocks))
+        out += [_text(k.name), _text(k.id_field), struct.pack("<6iqi", *head, k.layout, len(k.rings))]
+        out += [struct.pack(f"<{2 + len(r.columns)}i", r.ts_word, len(r.columns), *r.columns) for r in k.remembered]
         out += [struct.pack("<4i", b.code, b.of, b.start, b.stop) for b in k.blocks]
         for r in k.rings:
             out += [_text(r.name), struct.pack("<q4i", r.tile_ms, r.tiles, r.of, len(r.fields), len(r.windows))]

@@ -1,7 +1,7 @@
 """A profile as bytes: what is checked when it comes from elsewhere, how two merge, and how it is shown to people.
 
 Only advance and merge change a profile. Merging is commutative and associative: counts and sums add, a maximum is the larger,
-bitmaps unite, rings align by tile number, remembered values come from the profile that saw the later event.
+bitmaps unite, rings align by tile number, a remembered value is the one of the later event (of two at one time, the larger).
 """
 
 import struct
@@ -11,7 +11,6 @@ from features.advance_one import PROFILE_VERSION, cells_of, combine, sum_window
 from features.plan import (
     COUNT,
     DISTINCT,
-    FIXED_WORDS,
     FRAUDS,
     MAX,
     SUM,
@@ -19,7 +18,9 @@ from features.plan import (
     W_FIRST_SEEN,
     W_LAST_SEEN,
     W_LATE_DROPPED,
+    W_LAYOUT,
     W_LSN,
+    W_VERSION,
     KindPlan,
     RingPlan,
     WindowPlan,
@@ -46,6 +47,16 @@ def check(kind: KindPlan, profile: bytes) -> None:
         raise UnknownProfileVersion(f"{kind.name} profile of layout {layout:016x}, this plan's is {kind.layout:016x}")
 
 
+def is_partial(profile: bytes) -> bool:
+    """True if the profile was begun while the stored one could not be asked for; it is merged with that one later."""
+    return bool(profile[2] & 1)
+
+
+def without_partial_flag(profile: bytes) -> bytes:
+    """The same profile, whole."""
+    return profile[:2] + bytes([profile[2] & ~1]) + profile[3:]
+
+
 def lsn_of(profile: bytes) -> int:
     """The LSN of the last event applied."""
     return int.from_bytes(profile[LSN_OFFSET : LSN_OFFSET + 8], "little")
@@ -58,42 +69,49 @@ def merge(kind: KindPlan, left: bytes, right: bytes) -> bytes:
     slab = Slab(kind, 3)
     slab.put(0, left)
     slab.put(1, right)
-    words, n_words = slab.flat_words, kind.size >> 3
-    state = slice(FIXED_WORDS, kind.state_word)
-    headers = [words[slot * n_words : slot * n_words + kind.header_words].tolist() for slot in (0, 1)]
-    first, second = headers
-    newest = max(headers, key=lambda h: (h[W_LAST_SEEN], h[state]))
-    out = list(newest)
-    out[W_LSN] = max(first[W_LSN], second[W_LSN])
-    out[W_FIRST_LSN] = min(first[W_FIRST_LSN], second[W_FIRST_LSN])
-    out[W_FIRST_SEEN] = min(first[W_FIRST_SEEN], second[W_FIRST_SEEN])
-    out[W_LATE_DROPPED] = first[W_LATE_DROPPED] + second[W_LATE_DROPPED]
-    for word, value in enumerate(out):
-        words[2 * n_words + word] = value
+    headers = [slab.header(0), slab.header(1)]
+    out = _merge_header(kind, *headers)
     for ring in kind.rings:
-        _merge_ring(slab, ring, [h[W_LAST_SEEN] // ring.tile_ms for h in headers], headers)
+        _merge_ring(slab, ring, [h[W_LAST_SEEN] // ring.tile_ms for h in headers], headers, out)
+    slab.put_header(2, out)
     return slab.get(2)
 
 
-def _merge_ring(slab: Slab, ring: RingPlan, newest: list[int], headers: list[list[int]]) -> None:
-    """Fill the ring of slot 2 from slots 0 and 1, tile by tile, then its windows."""
-    base, top = 2 * (slab.kind.size >> 3), max(newest)
+def _merge_header(kind: KindPlan, first: list[int], second: list[int]) -> list[int]:
+    """Everything of the header but the rings. The result is partial only if both are."""
+    out = [0] * kind.header_words
+    out[W_VERSION] = first[W_VERSION] & second[W_VERSION]
+    out[W_LAYOUT] = first[W_LAYOUT]
+    for word in (W_LSN, W_LAST_SEEN):
+        out[word] = max(first[word], second[word])
+    for word in (W_FIRST_LSN, W_FIRST_SEEN):
+        out[word] = min(first[word], second[word])
+    out[W_LATE_DROPPED] = first[W_LATE_DROPPED] + second[W_LATE_DROPPED]
+    for ts_word, columns in kind.remembered:
+        words = slice(ts_word, ts_word + 1 + len(columns))
+        out[words] = max(first[words], second[words])
+    return out
+
+
+def _merge_ring(slab: Slab, ring: RingPlan, newest: list[int], headers: list[list[int]], out: list[int]) -> None:
+    """Fill the ring of slot 2 and its words in `out` from slots 0 and 1, tile by tile, then its windows."""
+    top = max(newest)
     for field in ring.fields:
+        merged, merged_start = cells_of(slab, 2, field)
         for tile in range(top - ring.tiles + 1, top + 1):
             value = 0
             for slot in (0, 1):
                 if tile == newest[slot]:
                     value = combine(field.code, value, headers[slot][field.open_word])
                 elif newest[slot] - ring.tiles < tile < newest[slot]:
-                    cells, start = cells_of(slab, slot, field.narrow)
-                    value = combine(field.code, value, cells[start + field.cells + tile % ring.tiles])
+                    cells, start = cells_of(slab, slot, field)
+                    value = combine(field.code, value, cells[start + tile % ring.tiles])
             if tile == top:
-                slab.flat_words[base + field.open_word] = value
+                out[field.open_word] = value
             else:
-                cells, start = cells_of(slab, 2, field.narrow)
-                cells[start + field.cells + tile % ring.tiles] = value
+                merged[merged_start + tile % ring.tiles] = value
     for window in ring.windows:
-        slab.flat_words[base + window.word] = sum_window(slab, 2, ring, window, top, top)
+        out[window.word] = sum_window(slab, 2, ring, window, top, top, out[window.field.open_word])
 
 
 def describe(kind: KindPlan, profile: bytes) -> dict[str, object]:

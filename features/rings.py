@@ -8,7 +8,7 @@ same bytes, whichever engine wrote them. Cost: proportional to the moved rows an
 import numpy as np
 import numpy.typing as npt
 
-from features.plan import DISTINCT, MAX, NARROW, FieldPlan, RingPlan
+from features.plan import DISTINCT, MAX, FieldPlan, RingPlan
 from features.slab import Slab
 
 Int64s = npt.NDArray[np.int64]
@@ -19,32 +19,30 @@ def move(ring: RingPlan, slab: Slab, slots: Int64s, header: Int64s, old_tile: In
 
     slots, old_tile, new_tile: int64 (rows,). `header` rows are copies of the header; only open tiles and windows change.
     """
+    rows, entered = _entered_tiles(old_tile, new_tile, ring.tiles)
+    places = (new_tile[:, None] - np.arange(ring.tiles)) % ring.tiles  # by age
+    values: dict[int, npt.NDArray[np.int64] | npt.NDArray[np.uint32]] = {}
     for field in ring.fields:
         cells = _cells(slab, field)
         cells[slots, field.cells + old_tile % ring.tiles] = header[:, field.open_word]
         header[:, field.open_word] = 0
-    rows, gone = _passed_tiles(old_tile, new_tile, ring.tiles)
-    for field in ring.fields:
-        _cells(slab, field)[slots[rows], field.cells + gone % ring.tiles] = 0
-    by_code = {field.code: field for field in ring.fields}
+        cells[slots[rows], field.cells + entered % ring.tiles] = 0
+        values[field.code] = cells[slots[:, None], field.cells + places]
     for window in ring.windows:
-        ages = np.arange(max(window.skip, 1), window.skip + window.tiles)
-        field = by_code[window.code]
-        where = field.cells + (new_tile[:, None] - ages) % ring.tiles
-        values = _cells(slab, field)[slots[:, None], where]
+        tiles = values[window.code][:, window.skip : window.skip + window.tiles]
         if window.code == MAX:
-            header[:, window.word] = values.max(axis=1, initial=0)
+            header[:, window.word] = tiles.max(axis=1)
         elif window.code == DISTINCT:
-            header[:, window.word] = np.bitwise_or.reduce(values, axis=1)
+            header[:, window.word] = np.bitwise_or.reduce(tiles, axis=1)
         else:
-            header[:, window.word] = values.sum(axis=1, dtype=np.int64)
+            header[:, window.word] = tiles.sum(axis=1, dtype=np.int64)
 
 
 def _cells(slab: Slab, field: FieldPlan) -> npt.NDArray[np.int64] | npt.NDArray[np.uint32]:
-    return slab.halves if field.code in NARROW else slab.words
+    return slab.halves if field.narrow else slab.words
 
 
-def _passed_tiles(old_tile: Int64s, new_tile: Int64s, n_tiles: int) -> tuple[Int64s, Int64s]:
+def _entered_tiles(old_tile: Int64s, new_tile: Int64s, n_tiles: int) -> tuple[Int64s, Int64s]:
     """(row, tile number) of every tile that a row enters, new_tile included, at most one turn of the ring."""
     gap = np.minimum(new_tile - old_tile, n_tiles)
     rows = np.repeat(np.arange(gap.size), gap)

@@ -4,6 +4,8 @@ Memory comes zeroed from the system and is committed page by page when it is fir
 before it is used. An all-zero slot is an empty one. The views share the buffer; nothing is ever copied between them.
 """
 
+import struct
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +26,7 @@ class Slab:
         self.flat_words = flat.cast("q")
         self.flat_halves = flat.cast("I")
         self.late_dropped = [0] * len(kind.rings)
+        self._header = struct.Struct(f"<{kind.header_words}q")
 
     def get(self, slot: int) -> bytes:
         """A copy of the profile in `slot`."""
@@ -35,6 +38,14 @@ class Slab:
         size = self.kind.size
         assert len(profile) == size
         self.flat_bytes[slot * size : (slot + 1) * size] = profile
+
+    def header(self, slot: int) -> list[int]:
+        """A copy of the header's words of the profile in `slot`."""
+        return list(self._header.unpack_from(self.flat_bytes, slot * self.kind.size))
+
+    def put_header(self, slot: int, header: list[int]) -> None:
+        """Write back what `header` gave."""
+        self._header.pack_into(self.flat_bytes, slot * self.kind.size, *header)
 
     def clear(self, slot: int) -> None:
         """Make `slot` empty."""

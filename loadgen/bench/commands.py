@@ -1,0 +1,220 @@
+"""`weir bench http` and `weir bench memory`: the command lines, their tables on the terminal and their pages."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+import uvloop
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as TerminalTable
+
+from loadgen.bench.children import BenchError
+from loadgen.bench.http import HttpOptions, HttpResult, run_http
+from loadgen.bench.memory import MemoryOptions, MemoryResult, run_memory
+from loadgen.page import Cell, Figure, Table, machine_table, page
+
+Settings = Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")]
+JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")]
+HtmlOut = Annotated[Path | None, typer.Option("--html", help="Write the result as an HTML page.")]
+
+
+def register_http(app: typer.Typer) -> None:
+    """Add `http` to `weir bench` (entry point group weir.bench)."""
+    app.command("http")(http)
+
+
+def register_memory(app: typer.Typer) -> None:
+    """Add `memory` to `weir bench` (entry point group weir.bench)."""
+    app.command("memory")(memory)
+
+
+def register(app: typer.Typer) -> None:
+    """Add all of them."""
+    register_http(app)
+    register_memory(app)
+
+
+def http(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; results are medians.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Length of one measurement.")] = 2.0,
+    connections: Annotated[str, typer.Option(help="Numbers of connections, single events.")] = "1,10,64",
+    batch_connections: Annotated[str, typer.Option(help="Numbers of connections, batches.")] = "1,4",
+    batch_rows: Annotated[int, typer.Option(min=1, max=10_000, help="Events per batch.")] = 256,
+    cards: Annotated[int, typer.Option(min=1, help="Cards that events are drawn from.")] = 10_000,
+    zipf: Annotated[float, typer.Option(min=0, help="Exponent of the draw; 0 is uniform.")] = 0.0,
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
+    settings: Settings = None,
+    json_out: JsonOut = None,
+    html_out: HtmlOut = None,
+) -> None:
+    """Single events and batches per second, beside a bare aiohttp handler in the same run."""
+    with _one_line_errors("http"):
+        options = HttpOptions(
+            rounds=1 if quick else rounds,
+            measure_s=0.3 if quick else seconds,
+            warm_s=0.1 if quick else 0.5,
+            connections=_numbers("--connections", connections),
+            batch_connections=_numbers("--batch-connections", batch_connections),
+            batch_rows=batch_rows,
+            cards=min(cards, 1_000) if quick else cards,
+            zipf=zipf,
+            settings=tuple(settings or ()),
+        )
+        result = uvloop.run(run_http(options, _say))
+        columns, rows = _http_table(result)
+        draw = f"Zipf {zipf:g}" if zipf else "uniform"
+        _print(f"{options.cards:,} cards, {draw}; medians of {options.rounds}", columns, rows)
+        for cell in result.cells:
+            if cell.errors:
+                _say(f"{cell.arm}, {cell.mode}, {cell.connections}: {cell.errors} errors, first {cell.error_example}")
+        _write(result, json_out, html_out, _http_page(result))
+    if any(cell.errors for cell in result.cells):
+        raise typer.Exit(1)
+
+
+def memory(
+    entities: Annotated[str, typer.Option(help="Numbers of cards.")] = "10000,1000000",
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run with 2,000 cards.")] = False,
+    settings: Settings = None,
+    json_out: JsonOut = None,
+    html_out: HtmlOut = None,
+) -> None:
+    """Resident memory after N cards; time to ready with an empty and with a full data directory."""
+    with _one_line_errors("memory"):
+        numbers = (2_000,) if quick else _numbers("--entities", entities)
+        result = uvloop.run(run_memory(MemoryOptions(numbers, tuple(settings or ())), _say))
+        columns, rows = _memory_table(result)
+        _print("MiB resident, seconds to ready", columns, rows)
+        _write(result, json_out, html_out, _memory_page(result))
+
+
+@contextlib.contextmanager
+def _one_line_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (BenchError, OSError) as error:
+        typer.echo(f"weir bench {name}: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(part) for part in text.split(",") if part)
+    except ValueError:
+        numbers = ()
+    if not numbers or min(numbers) < 1:
+        raise BenchError(f"{option} {text}: expected numbers above 0 with commas between them")
+    return numbers
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _write(result: HttpResult | MemoryResult, json_out: Path | None, html_out: Path | None, text: str) -> None:
+    if json_out is not None:
+        json_out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+    if html_out is not None:
+        html_out.write_text(text, encoding="utf-8")
+
+
+def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    table = TerminalTable(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("arm", "mode") else "right")
+    for row in rows:
+        table.add_row(*(_text(value) for value in row))
+    Console().print(table)
+
+
+def _text(value: Cell) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return escape(value)
+    return f"{value:,.0f}" if isinstance(value, int) or value >= 100 else f"{value:.3g}"
+
+
+def _http_table(result: HttpResult) -> tuple[Sequence[str], list[Sequence[Cell]]]:
+    columns = ("mode", "conn.", "arm", "requests/s", "events/s", "of bare", "p50 µs", "p99 µs", "p99.9 µs",
+               "server CPU µs", "server core", "client core", "errors")  # fmt: skip
+    rows: list[Sequence[Cell]] = [
+        (c.mode, c.connections, c.arm, c.requests_per_s, c.rows_per_s, c.ratio_to_bare, c.p50_us, c.p99_us, c.p99_9_us,
+         c.server_cpu_us_per_request, c.server_cpu_share, c.client_cpu_share, c.errors)
+        for c in result.cells
+    ]  # fmt: skip
+    return columns, rows
+
+
+def _http_page(result: HttpResult) -> str:
+    columns, rows = _http_table(result)
+    singles = [cell for cell in result.cells if cell.mode == "http"]
+    batches = [cell for cell in result.cells if cell.mode == "batch"]
+    top = max((c for c in singles if c.arm == "weir"), key=lambda c: c.connections)
+    facts = [
+        (f"requests per second, {top.connections} connections", f"{top.requests_per_s:,.0f}"),
+        ("of the bare handler", f"{top.ratio_to_bare:.2f}" if top.ratio_to_bare else "–"),
+    ]
+    weir_batches = [c.rows_per_s for c in batches if c.arm == "weir"]
+    if weir_batches:
+        facts.append((f"events per second, batches of {result.options.batch_rows}", f"{max(weir_batches):,.0f}"))
+    figures: list[tuple[str, str, Figure]] = [
+        ("Requests per second", "single events, by connections", _rates(singles, "requests_per_s")),
+        ("Events per second", "batches, by connections", _rates(batches, "rows_per_s")),
+        ("99th percentile", "µs, single events, by connections", _rates(singles, "p99_us")),
+    ]
+    tables: list[Table] = [("Medians of the rounds", columns, rows), machine_table(result.machine)]
+    lead = (
+        f"{result.options.rounds} interleaved rounds of {result.options.measure_s:g} s on {result.created}. Servers on "
+        f"core {result.server_core}, client on core {result.client_core}. Weir was ready in {result.weir_ready_s:.2f} s."
+    )
+    return page("Weir bench http", lead, facts, figures, tables, result.caveats)
+
+
+def _rates(cells: Sequence[object], field: str) -> Figure:
+    colours = {"null": "@d", "bare aiohttp": "@b", "weir": "@a"}
+    data = []
+    for arm, colour in colours.items():
+        of_arm = [cell for cell in cells if getattr(cell, "arm", "") == arm]
+        if of_arm:
+            x = [str(getattr(cell, "connections", "")) for cell in of_arm]
+            y = [getattr(cell, field) for cell in of_arm]
+            data.append({"type": "bar", "name": arm, "x": x, "y": y, "marker": {"color": colour}})
+    return {"data": data, "layout": {"barmode": "group", "xaxis": {"type": "category"}, "yaxis": {"rangemode": "tozero"}}}
+
+
+def _memory_table(result: MemoryResult) -> tuple[Sequence[str], list[Sequence[Cell]]]:
+    columns = ("cards", "ready, empty", "MiB at start", "MiB after", "MiB most", "events/s", "stop", "data, MiB",
+               "ready, full", "MiB restarted", "ready, killed")  # fmt: skip
+    rows: list[Sequence[Cell]] = [
+        (r.entities, r.ready_empty_s, r.memory_start_mb, r.memory_mb, r.memory_max_mb, r.events_per_s, r.stop_s,
+         r.data_mb, r.ready_full_s, r.memory_restarted_mb, r.ready_after_kill_s)
+        for r in result.rows
+    ]  # fmt: skip
+    return columns, rows
+
+
+def _memory_page(result: MemoryResult) -> str:
+    columns, rows = _memory_table(result)
+    last = result.rows[-1]
+    facts = [
+        (f"MiB after {last.entities:,} cards", f"{last.memory_mb:,.0f}"),
+        ("s to ready, empty", f"{last.ready_empty_s:.2f}"),
+        ("s to ready, full", f"{last.ready_full_s:.2f}"),
+    ]
+    x = [f"{row.entities:,}" for row in result.rows]
+    data = [
+        {"type": "bar", "name": name, "x": x, "y": [getattr(row, field) for row in result.rows],
+         "marker": {"color": colour}}
+        for name, field, colour in (("at start", "memory_start_mb", "@d"), ("after", "memory_mb", "@a"))
+    ]  # fmt: skip
+    figure: Figure = {"data": data, "layout": {"barmode": "group", "xaxis": {"type": "category"}}}
+    tables: list[Table] = [("Memory and start", columns, rows), machine_table(result.machine)]
+    return page("Weir bench memory", f"Measured on {result.created}.", facts,
+                [("Resident memory", "MiB, by cards seen", figure)], tables, result.caveats)  # fmt: skip

@@ -1,0 +1,249 @@
+"""The CLI of the models: `weir generate`, `weir train`, `weir evaluate`. Every expected failure is one line and exit code 2."""
+
+import importlib
+import math
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from features.plan import Plan, compile_plan
+from features.spec import Spec, SpecError, load_spec
+from features.transaction import InvalidTransaction
+from models import generator
+from models.card import ModelCard
+from models.dataset import Dataset, DatasetError, parse_time_ms, read_dataset
+from models.evaluate import evaluate_model, evaluate_scores
+from models.metrics import Quality
+from models.scorer import ModelError
+
+DAY_MS = 86_400_000
+
+
+class CommandError(ValueError):
+    """Options that do not go together or cannot be read."""
+
+
+TRAIN_EXTRA = ("sklearn", "onnx", "scipy", "joblib", "threadpoolctl")
+EXPECTED = (CommandError, SpecError, DatasetError, ModelError, InvalidTransaction, OSError)
+
+SpecOption = Annotated[str, typer.Option(help="packaged spec (cards, handbook) or a TOML file")]
+FromOption = Annotated[str | None, typer.Option("--from", metavar="DATE", help="first day, 2018-07-25 (UTC)")]
+ToOption = Annotated[str | None, typer.Option("--to", metavar="DATE", help="day after the last one")]
+WarmUpOption = Annotated[
+    int | None, typer.Option(min=0, help="days of history read before --from [default: the spec's longest ring]")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the three commands to the CLI."""
+    register_generate(app)
+    register_train(app)
+    register_evaluate(app)
+
+
+def register_generate(app: typer.Typer) -> None:
+    """Add `generate`; entry points name one command each."""
+    app.command("generate")(generate)
+
+
+def register_train(app: typer.Typer) -> None:
+    """Add `train`."""
+    app.command("train")(train)
+
+
+def register_evaluate(app: typer.Typer) -> None:
+    """Add `evaluate`."""
+    app.command("evaluate")(evaluate)
+
+
+def generate(
+    out: Annotated[Path, typer.Argument(metavar="OUT.parquet")],
+    events: Annotated[int, typer.Option(min=generator.EVENTS_MIN, help="number of transactions")] = 100_000,
+    seed: Annotated[int, typer.Option(min=0, help="same seed, same stream")] = 1,
+    days: Annotated[int, typer.Option(min=generator.DAYS_MIN, help="length of the stream")] = generator.DAYS,
+) -> None:
+    """Write a seeded, labelled stream of card transactions to a Parquet file."""
+    with _one_line_errors():
+        if not out.parent.is_dir():
+            raise CommandError(f"{out.parent}: no such directory")
+        table = generator.generate(events, seed, days)
+        command = f"weir generate {out.name} --events {events} --seed {seed} --days {days}"
+        table = table.replace_schema_metadata({**table.schema.metadata, "weir.command": command})
+        temporary = out.with_name(f".{out.name}.part")
+        try:
+            pq.write_table(table, temporary, compression="zstd")
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
+    n_frauds = int(table["label"].to_numpy().sum())
+    typer.echo(f"{out}: {events} transactions over {days} days, {n_frauds} frauds, seed {seed}")
+
+
+def train(
+    data: Annotated[Path, typer.Option(help="Parquet file with labelled transactions")],
+    out: Annotated[Path, typer.Option(help="directory for model.onnx and card.json")],
+    spec: SpecOption = "cards",
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    from_: FromOption = None,
+    to: ToOption = None,
+    warm_up_days: WarmUpOption = None,
+) -> None:
+    """Train the network on [--from, --to), test it on the week that follows the label delay, write the artifact."""
+    with _one_line_errors():
+        training = _training_module()
+        if out.exists() and not out.is_dir():
+            raise CommandError(f"{out}: is not a directory")
+        loaded, plan = _load(spec)
+        ts_from, ts_to = _time(from_, "--from"), _time(to, "--to")
+        delay_ms = loaded.source.label.delay_ms if loaded.source.label is not None else 0
+        end = None if ts_to is None else ts_to + delay_ms + training.TEST_MS
+        dataset = _read(data, loaded, plan, ts_from, end, warm_up_days)
+        command = _train_command(data, out, spec, seed, from_, to, warm_up_days)
+        with _bars() as progress:
+            card = training.train_model(loaded, dataset, out, seed, ts_from, ts_to, command, progress)
+    _print_card(card, out)
+
+
+def evaluate(
+    scores: Annotated[Path | None, typer.Option(help="file that weir replay --scores wrote")] = None,
+    spec: SpecOption = "cards",
+    data: Annotated[Path | None, typer.Option(help="Parquet file with labelled transactions")] = None,
+    model: Annotated[Path | None, typer.Option(help="directory with model.onnx and card.json")] = None,
+    from_: FromOption = None,
+    to: ToOption = None,
+    warm_up_days: WarmUpOption = None,
+) -> None:
+    """Print AUC, average precision and card precision at 100 of a file of scores, or of a model on a file."""
+    with _one_line_errors():
+        if scores is not None and data is None and model is None:
+            figures, what = evaluate_scores(scores), scores.name
+        elif scores is None and data is not None and model is not None:
+            loaded, plan = _load(spec)
+            ts_from, ts_to = _time(from_, "--from"), _time(to, "--to")
+            dataset = _read(data, loaded, plan, ts_from, ts_to, warm_up_days)
+            with _bars() as progress:
+                figures, what = evaluate_model(plan, dataset, model, ts_from, progress), f"{model.name} on {data.name}"
+        else:
+            raise CommandError("evaluate needs either --scores, or --data and --model")
+    Console().print(_quality_table(what, figures))
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except EXPECTED as error:
+        typer.echo(f"weir: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _training_module() -> ModuleType:
+    """models.train, imported when it is asked for: it needs an optional extra and a second for scikit-learn."""
+    try:
+        return importlib.import_module("models.train")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in TRAIN_EXTRA:
+            raise
+        raise ModelError(f"training needs {error.name}: pip install 'weir[train]'") from None
+
+
+def _load(spec: str) -> tuple[Spec, Plan]:
+    loaded = load_spec(spec)
+    return loaded, compile_plan(loaded)
+
+
+def _time(text: str | None, option: str) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_time_ms(text)
+    except ValueError:
+        raise CommandError(f"{option}: {text!r} is not a date such as 2018-07-25") from None
+
+
+def _read(data: Path, spec: Spec, plan: Plan, ts_from: int | None, ts_to: int | None, warm_up_days: int | None) -> Dataset:
+    """The rows up to ts_to with the history before ts_from that fills the profiles. Raises DatasetError."""
+    if ts_from is not None and ts_to is not None and ts_from >= ts_to:
+        raise CommandError("--from must be before --to")
+    warm_up_ms = plan.longest_ms if warm_up_days is None else warm_up_days * DAY_MS
+    dataset = read_dataset(data, spec.source, None if ts_from is None else ts_from - warm_up_ms, ts_to)
+    if dataset.n_rows == 0:
+        raise DatasetError(f"{data}: holds no transactions in this range")
+    return dataset
+
+
+def _train_command(
+    data: Path, out: Path, spec: str, seed: int, from_: str | None, to: str | None, warm_up_days: int | None
+) -> str:
+    """The command that makes this artifact again; for a generated stream also the one that makes the stream."""
+    parts = ["weir", "train", "--spec", spec, "--data", data.name, "--out", str(out), "--seed", str(seed)]
+    for option, value in (("--from", from_), ("--to", to), ("--warm-up-days", warm_up_days)):
+        if value is not None:
+            parts += [option, str(value)]
+    try:
+        origin = (pq.read_schema(data).metadata or {}).get(b"weir.command")
+    except pa.ArrowException:
+        origin = None
+    return shlex.join(parts) if origin is None else f"{origin.decode()} && {shlex.join(parts)}"
+
+
+@contextmanager
+def _bars() -> Iterator["_Bars"]:
+    bars = _Bars()
+    try:
+        yield bars
+    finally:
+        bars.stop()
+
+
+class _Bars:
+    """A models.matrix.Progress that draws one bar for each step, and nothing at all before the first."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=Console(stderr=True))
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, step: str, done: int, total: int) -> None:
+        if not self._tasks:
+            self._progress.start()
+        if step not in self._tasks:
+            self._tasks[step] = self._progress.add_task(step, total=total)
+        self._progress.update(self._tasks[step], completed=done, total=total)
+
+    def stop(self) -> None:
+        """Leave the bars as they are and give the terminal back."""
+        if self._tasks:
+            self._progress.stop()
+
+
+def _print_card(card: ModelCard, out: Path) -> None:
+    test = {name: card.metrics.get(f"test_{name}", math.nan) for name in Quality.__struct_fields__}
+    figures = Quality(
+        n_rows=int(test["n_rows"]),
+        n_frauds=int(test["n_frauds"]),
+        auc=test["auc"],
+        average_precision=test["average_precision"],
+        card_precision_at_100=test["card_precision_at_100"],
+    )
+    Console().print(_quality_table(f"{card.model}, test week from {card.data['test_from'][:10]}", figures))
+    typer.echo(f"{out}: review from {card.thresholds.review:.4f}, decline from {card.thresholds.decline:.4f}")
+
+
+def _quality_table(what: str, figures: Quality) -> Table:
+    table = Table(title=what, title_justify="left", min_width=70)
+    for name in ("transactions", "frauds", "AUC", "avg. precision", "card prec.@100"):
+        table.add_column(name, justify="right")
+    values = (figures.auc, figures.average_precision, figures.card_precision_at_100)
+    table.add_row(f"{figures.n_rows:,}", f"{figures.n_frauds:,}", *(f"{value:.3f}" for value in values))
+    return table

@@ -1,0 +1,70 @@
+"""The onnx scorer: features in numpy, the model in onnxruntime in this process.
+
+One intra-op thread and no spinning: the service owns its cores, and a 43,521-parameter model has nothing to share out.
+Output is asked for by name. Telemetry is off before the library loads (models/__init__.py).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from features.advance import advance
+from features.plan import Plan
+from features.slab import Slab
+from features.vector import VectorBuilder
+from models.scorer import Batch, Float32s, ModelError, Scored
+
+INPUT, OUTPUT = "features", "risk"
+
+
+class OnnxScorer:
+    """Scores batches with the ONNX model in `model_file`. Raises ModelError if it is not one or has another shape."""
+
+    name = "onnx"
+
+    def __init__(self, plan: Plan, model_file: Path) -> None:
+        self._plan = plan
+        self._builder = VectorBuilder(plan)
+        self._session = _open(model_file)
+        self._outputs = [OUTPUT]
+        self._check(model_file)
+
+    def score(self, slabs: Sequence[Slab], batch: Batch) -> Scored:
+        """Advance every profile of the batch in row order and score each row. Raises what numpy or onnxruntime raise."""
+        raw, waves = advance(self._plan, slabs, batch.slots, batch.columns, batch.lsns)
+        vectors = self._builder.build(raw)
+        return Scored(self.infer(vectors), vectors, waves)
+
+    def advance(self, slabs: Sequence[Slab], batch: Batch) -> None:
+        """Advance only, for recovery."""
+        advance(self._plan, slabs, batch.slots, batch.columns, batch.lsns)
+
+    def infer(self, vectors: Float32s) -> Float32s:
+        """Risk of each vector: float32 (rows, n_features) -> float32 (rows,)."""
+        risk: Float32s = self._session.run(self._outputs, {INPUT: vectors})[0]
+        return risk
+
+    def _check(self, model_file: Path) -> None:
+        """One run on zeros proves names, width, type and range, and pays the first call's cost before the first request."""
+        try:
+            risk = self.infer(np.zeros((2, self._plan.n_features), dtype=np.float32))
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelError(f"{model_file}: does not take {self._plan.n_features} features: {error}") from None
+        if risk.shape != (2,) or risk.dtype != np.float32 or not (np.isfinite(risk).all() and (abs(risk - 0.5) <= 0.5).all()):
+            raise ModelError(f"{model_file}: output {OUTPUT!r} must be float32 (rows,) within [0, 1]")
+
+
+def _open(model_file: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    onnxruntime.disable_telemetry_events()
+    try:
+        return onnxruntime.InferenceSession(str(model_file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ModelError(f"{model_file}: is not a model that onnxruntime {onnxruntime.__version__} reads: {error}") from None

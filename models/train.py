@@ -1,0 +1,243 @@
+"""Training: matrix -> fit -> calibrate -> thresholds -> ONNX -> card. Needs the `train` extra (scikit-learn, onnx).
+
+Time decides who may know what. The network is fitted on [from, valid_from), stopped, calibrated and given thresholds on
+[valid_from, to), both with the labels known one label delay after `to`; it is tested on the week after that moment.
+Rows before `from` only warm the profiles up. Deterministic: the same data, seed and machine give the same model file.
+"""
+
+import datetime as dt
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import StandardScaler
+
+from features.plan import Plan, compile_plan
+from features.spec import Spec
+from models.card import CARD_VERSION, ModelCard, Thresholds, save_artifact
+from models.dataset import Dataset, DatasetError
+from models.graph import Network, build_graph, run_graph
+from models.matrix import Progress, build_matrix
+from models.metrics import Quality, average_precision, quality, threshold_at_precision
+
+DAY_MS = 86_400_000
+TEST_MS = 7 * DAY_MS
+COLD_SHARE = 0.2  # of the stream up to `to`: profiles are still filling, so it is not fitted on by default
+VALID_SHARE = 0.25  # of [from, to)
+HIDDEN = (256, 128)  # with 40 features: 43,521 parameters
+CLIP = 6.0  # standard deviations
+LEGIT_PER_FRAUD = 30  # more legit rows make an epoch longer and the score no better
+EPOCHS_MAX = 60
+PATIENCE = 8  # epochs without a better average precision on validation
+FRAUDS_MIN = 20  # in fit and in validation: below that nothing is learned and no threshold means anything
+DECLINE_PRECISION = 0.8
+REVIEW_SHARE = 0.01
+DECLINED_MIN = 20  # validation rows behind the decline threshold
+
+THRESHOLD_RULE = (
+    f"decline: lowest validation score with precision >= {DECLINE_PRECISION} over at least {DECLINED_MIN} rows (else 1.0);"
+    f" review: the next {REVIEW_SHARE:.0%} of all validation scores below it"
+)
+
+
+class TrainError(DatasetError):
+    """Data that no model can be trained on; the message says what is missing."""
+
+
+Layers = tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]  # weights (inputs, outputs), biases (outputs,)
+
+
+class Split(msgspec.Struct, frozen=True):
+    """Times in ms: fit [fit_from, valid_from), validation [valid_from, to), test [test_from, test_to)."""
+
+    fit_from: int
+    valid_from: int
+    to: int
+    test_from: int
+    test_to: int
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """Vectors float32 (n, n_features) and what was known about their labels at deployment (1 fraud, 0 otherwise)."""
+
+    vectors: NDArray[np.float32]
+    frauds: NDArray[np.int8]
+
+
+def train_model(
+    spec: Spec,
+    dataset: Dataset,
+    out_dir: str | Path,
+    seed: int = 0,
+    ts_from: int | None = None,
+    ts_to: int | None = None,
+    command: str = "",
+    progress: Progress | None = None,
+) -> ModelCard:
+    """Train on [ts_from, ts_to) (ms, defaults in plan_split), write model.onnx and card.json to out_dir.
+
+    Raises TrainError (too short, too few frauds), ModelError (out_dir), InvalidTransaction (a row the engine refuses).
+    """
+    plan = compile_plan(spec)
+    delay_ms = spec.source.label.delay_ms if spec.source.label is not None else 0
+    split = plan_split(dataset, delay_ms, ts_from, ts_to)
+    # The times are in order, so each part is a range of rows.
+    first, valid, end, test, last = np.searchsorted(dataset.ts, msgspec.structs.astuple(split)).tolist()
+    _check_frauds(dataset, split, (first, valid), (valid, end))
+    vectors = build_matrix(plan, dataset, first, progress)
+    fit = _known(dataset, vectors, first, valid, first, split)
+    validation = _known(dataset, vectors, valid, end, first, split)
+    network = _fit(fit, validation, seed, progress)
+    model = build_graph(network, {"weir.spec": spec.name, "weir.plan_hash": plan.hash, "weir.seed": str(seed)})
+    thresholds = pick_thresholds(run_graph(model, validation.vectors), validation.frauds)
+    risk = run_graph(model, vectors[test - first : last - first])
+    cards = dataset.card_ids[test:last]
+    figures = _metrics(quality(risk, dataset.labels[test:last], dataset.ts[test:last], cards), risk, thresholds)
+    figures["n_parameters"] = network.n_parameters
+    card = _card(plan, model, thresholds, figures, split, dataset.n_rows, seed, command)
+    save_artifact(out_dir, model, card)
+    return card
+
+
+def plan_split(dataset: Dataset, delay_ms: int, ts_from: int | None = None, ts_to: int | None = None) -> Split:
+    """The parts in time. Raises TrainError if one would be empty.
+
+    Without ts_to: as late as leaves the label delay and a test week; without ts_from: after 20 % of the time up to ts_to.
+    """
+    if dataset.n_rows == 0:
+        raise TrainError("the file holds no transactions in this range")
+    start, end = int(dataset.ts[0]), int(dataset.ts[-1]) + 1
+    to = ts_to if ts_to is not None else end - delay_ms - TEST_MS
+    fit_from = ts_from if ts_from is not None else start + int((to - start) * COLD_SHARE)
+    test_from = to + delay_ms
+    if not (start <= fit_from < to and test_from < end):
+        raise TrainError(
+            f"the data lasts from {_day(start)} to {_day(end)}; training from {_day(fit_from)} to {_day(to)}, the label"
+            f" delay of {delay_ms / DAY_MS:g} days and a test week do not fit into it"
+        )
+    valid_from = to - int((to - fit_from) * VALID_SHARE)
+    return Split(fit_from, valid_from, to, test_from, min(test_from + TEST_MS, end))
+
+
+def pick_thresholds(risk: NDArray[np.float32], frauds: NDArray[np.int8]) -> Thresholds:
+    """Thresholds by THRESHOLD_RULE, from validation scores (n,) and known frauds (n,)."""
+    decline = threshold_at_precision(risk, frauds, DECLINE_PRECISION, DECLINED_MIN)
+    decline = 1.0 if decline is None else decline
+    touched = float((risk >= decline).mean()) + REVIEW_SHARE
+    return Thresholds(min(float(np.quantile(risk, 1 - touched)), decline), decline)
+
+
+def _check_frauds(dataset: Dataset, split: Split, *parts: tuple[int, int]) -> None:
+    for (start, stop), what in zip(parts, ("fit", "validation"), strict=True):
+        n = int(((dataset.labels == 1) & (dataset.label_ts <= split.test_from))[start:stop].sum())
+        if n < FRAUDS_MIN:
+            raise TrainError(f"{n} known frauds in the {what} part ({stop - start} rows), at least {FRAUDS_MIN} are needed")
+
+
+def _known(dataset: Dataset, vectors: NDArray[np.float32], start: int, stop: int, offset: int, split: Split) -> Rows:
+    """Rows [start, stop) as they look at deployment: a fraud reported later counts as legit, as it would in life."""
+    frauds = (dataset.labels[start:stop] == 1) & (dataset.label_ts[start:stop] <= split.test_from)
+    usable = dataset.labels[start:stop] >= 0
+    return Rows(vectors[start - offset : stop - offset][usable], frauds[usable].astype(np.int8))
+
+
+def _fit(fit: Rows, validation: Rows, seed: int, progress: Progress | None) -> Network:
+    """Normalise, fit the layers, make their output a probability."""
+    scaler = StandardScaler().fit(fit.vectors)
+    mean, std = scaler.mean_, np.sqrt(scaler.var_)
+    # A feature that never varied says nothing: it must not speak up later with weights that were never trained.
+    inverse_std = np.where(std > 1e-9, 1 / np.maximum(std, 1e-9), 0.0)
+    normal = [np.clip((rows.vectors - mean) * inverse_std, -CLIP, CLIP).astype(np.float32) for rows in (fit, validation)]
+    random = np.random.RandomState(seed)
+    frauds, legit = np.flatnonzero(fit.frauds == 1), np.flatnonzero(fit.frauds == 0)
+    n_legit = min(len(legit), LEGIT_PER_FRAUD * len(frauds))
+    chosen = np.sort(np.concatenate([frauds, random.choice(legit, n_legit, replace=False)]))
+    train = Rows(normal[0][chosen], fit.frauds[chosen])
+    weights, biases = _fit_layers(train, Rows(normal[1], validation.frauds), random, progress)
+    # Undo the subsampling: only a share of the legit rows was seen, so the odds are too high by its inverse.
+    biases[-1] = biases[-1] + np.float32(np.log(n_legit / len(legit)))
+    slope, shift = _platt(_logits((weights, biases), normal[1]), validation.frauds)
+    weights[-1], biases[-1] = weights[-1] * np.float32(slope), biases[-1] * np.float32(slope) + np.float32(shift)
+    return Network(mean.astype(np.float32), inverse_std.astype(np.float32), CLIP, weights, biases)
+
+
+def _fit_layers(train: Rows, validation: Rows, random: np.random.RandomState, progress: Progress | None) -> Layers:
+    """The layers of the epoch with the best average precision on validation; stops PATIENCE epochs after it."""
+    # A RandomState, not a number: partial_fit would shuffle every epoch in the same order.
+    net = MLPClassifier(HIDDEN, alpha=1e-3, batch_size=256, learning_rate_init=5e-4, random_state=random)
+    best: Layers = ([], [])
+    best_ap, best_epoch = -1.0, 0
+    for epoch in range(EPOCHS_MAX):
+        net.partial_fit(train.vectors, train.frauds, classes=[0, 1])
+        layers: Layers = (net.coefs_, net.intercepts_)
+        ap = average_precision(_logits(layers, validation.vectors), validation.frauds)
+        if ap > best_ap:
+            best, best_ap, best_epoch = ([w.copy() for w in layers[0]], [b.copy() for b in layers[1]]), ap, epoch
+        is_last = epoch == EPOCHS_MAX - 1 or epoch - best_epoch >= PATIENCE
+        if progress is not None:
+            progress("fit", EPOCHS_MAX if is_last else epoch + 1, EPOCHS_MAX)
+        if is_last:
+            break
+    return best
+
+
+def _logits(layers: Layers, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    weights, biases = layers
+    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = np.maximum(x @ weight + bias, 0)
+    result: NDArray[np.float32] = (x @ weights[-1] + biases[-1])[:, 0]
+    return result
+
+
+def _platt(logits: NDArray[np.float32], frauds: NDArray[np.int8]) -> tuple[float, float]:
+    """Slope and shift that make the logits' sigmoid a probability on validation (Platt 1999); the order is kept."""
+    fitted = LogisticRegression(C=1e6).fit(logits[:, None].astype(np.float64), frauds)
+    slope, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+    return (slope, shift) if slope > 0 else (1.0, 0.0)
+
+
+def _metrics(test: Quality, risk: NDArray[np.float32], thresholds: Thresholds) -> dict[str, float]:
+    figures = {f"test_{name}": value for name, value in msgspec.structs.asdict(test).items()}
+    figures["test_mean_risk"] = float(risk.mean())  # calibrated: near the share of frauds
+    figures["test_review_share"] = float(((risk >= thresholds.review) & (risk < thresholds.decline)).mean())
+    figures["test_decline_share"] = float((risk >= thresholds.decline).mean())
+    return {name: round(value, 6) for name, value in figures.items() if not np.isnan(value)}
+
+
+def _card(
+    plan: Plan,
+    model: bytes,
+    thresholds: Thresholds,
+    figures: dict[str, float],
+    split: Split,
+    n_rows: int,
+    seed: int,
+    command: str,
+) -> ModelCard:
+    digest = hashlib.sha256(model).hexdigest()
+    times = {name: _day(value) for name, value in msgspec.structs.asdict(split).items()}
+    return ModelCard(
+        card_version=CARD_VERSION,
+        name=f"{plan.spec_name}-mlp",
+        version=digest[:12],
+        sha256=digest,
+        spec=plan.spec_name,
+        plan_hash=plan.hash,
+        feature_names=list(plan.feature_names),
+        thresholds=thresholds,
+        threshold_rule=THRESHOLD_RULE,
+        metrics=figures,
+        data={"rows": str(n_rows), "seed": str(seed), **times},
+        command=command,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        made_with={name: version(name) for name in ("numpy", "scikit-learn", "onnx")},
+    )
+
+
+def _day(ts_ms: int) -> str:
+    return dt.datetime.fromtimestamp(ts_ms / 1000, dt.UTC).isoformat(timespec="seconds")

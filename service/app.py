@@ -1,0 +1,260 @@
+"""Composition root: opens everything in order, ties it together, serves, and closes it in reverse order.
+
+data directory → embedded servers → stores → journal → engine → recovery → background tasks → HTTP
+"""
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import structlog
+import uvloop
+from aiohttp import web
+
+from features.plan import Plan, compile_plan
+from features.spec import load_spec
+from models.card import MODEL_FILE, ModelCard, load_card
+from models.onnx_scorer import OnnxScorer
+from models.scorer import ModelError, Scorer
+from service.auth import KEY_FILE, KeyRing
+from service.bloom_cover import cover_events, cover_profiles
+from service.clock import Clock
+from service.data_dir import DataDir
+from service.decide import Policy
+from service.decisions import Decisions
+from service.dry_run import DryRun
+from service.embedded import EmbeddedServers
+from service.engine import Engine
+from service.errors import StartError
+from service.fetch import Fetcher
+from service.gauges import watch_engine
+from service.handlers.router import build_web_app
+from service.journal import Journal, JournalError
+from service.keeper import Keeper
+from service.labels import Labels
+from service.ledger_feed import LedgerFeed
+from service.list_store import ListStore
+from service.lists import Lists
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.recovery import Recovery
+from service.settings import Settings
+from service.stores import EPOCH_SHIFT, Stores, check_against_journal, mark_behind, open_stores
+from service.tiers.bloom import MaybeSet, RotatingMaybeSet
+from service.tiers.l1 import L1
+from service.touched import Touched
+from service.write_behind import WriteBehind
+
+log = structlog.get_logger(__name__)
+
+STOP_DEADLINE_S = 10.0  # for each of write-behind and the ledger; what is left is in the journal
+ARTIFACTS = Path(__file__).parent.parent / "models" / "artifacts"
+HOUR_MS = 3_600_000
+
+
+def run(settings: Settings, accept_loss: bool = False) -> None:
+    """Serve until SIGINT or SIGTERM. Raises StartError, and other one-line errors, if the service cannot start."""
+    uvloop.run(_serve(settings, accept_loss))
+
+
+async def _serve(settings: Settings, accept_loss: bool) -> None:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        listener = _listen(settings.server.host, settings.server.port)
+        stack.callback(listener.close)
+        plan, card, scorer = load_model(settings)
+        directory = DataDir(settings.data_dir, plan)
+        stack.callback(directory.close)
+        if settings.embedded:
+            settings = await _embed(settings, stack)
+        engine = await start_engine(settings, plan, card, scorer, accept_loss, stack)
+        metrics = Metrics()
+        watch_engine(metrics, engine)
+        keys = KeyRing(settings.data_dir / KEY_FILE)
+        runner = web.AppRunner(build_web_app(engine, keys, metrics, settings), access_log=None, handle_signals=False)
+        await runner.setup()
+        stack.push_async_callback(runner.cleanup)
+        await web.SockSite(runner, listener).start()
+        gc.collect()
+        gc.freeze()
+        url = f"http://{settings.server.host}:{listener.getsockname()[1]}"
+        sys.stdout.write(f"weir ready url={url} console={url}/console\n")
+        sys.stdout.flush()
+        await stopping.wait()
+        log.info("stopping")
+        engine.reason = "stopping"
+
+
+def load_model(settings: Settings) -> tuple[Plan, ModelCard, Scorer]:
+    """The plan, the model card that fits it, and the scorer. Raises SpecError, ModelError, StartError."""
+    if settings.scorer == "go":
+        raise StartError("the go scorer is not built yet; use --scorer onnx")
+    plan = compile_plan(load_spec(settings.spec))
+    directory = settings.model or ARTIFACTS / plan.spec_name
+    if settings.model is None and not directory.is_dir():
+        raise ModelError(f"no model comes with spec {plan.spec_name!r}: train one (weir train) and give --set model=DIR")
+    card = load_card(directory)
+    card.check(plan)
+    return plan, card, OnnxScorer(plan, directory / MODEL_FILE)
+
+
+async def _embed(settings: Settings, stack: AsyncExitStack) -> Settings:
+    """Start the embedded servers and let the settings point at them, except where they name servers themselves."""
+    servers = await EmbeddedServers.start(settings.data_dir)
+    stack.push_async_callback(servers.stop)
+    redis, postgres = settings.redis, settings.postgres
+    return msgspec.structs.replace(
+        settings,
+        redis=redis if redis.url else msgspec.structs.replace(redis, url=servers.redis_url),
+        postgres=postgres if postgres.url else msgspec.structs.replace(postgres, url=servers.postgres_url),
+    )
+
+
+async def start_engine(
+    settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, accept_loss: bool, stack: AsyncExitStack
+) -> Engine:
+    """Open the stores and the journal, recover, start the background tasks; `stack` closes them again.
+
+    Raises StartError, JournalError.
+    """
+    stores = await open_stores(settings, settings.data_dir, stack)
+    journal = Journal.open(
+        settings.data_dir / "journal",
+        sync=settings.journal.sync,
+        interval_ms=settings.journal.interval_ms,
+        segment_bytes=settings.journal.segment_bytes,
+        epoch_floor=stores.highest_position >> EPOCH_SHIFT,
+        accept_loss=accept_loss,
+    )
+    stack.callback(journal.abandon)
+    if journal.cut_reason:
+        log.warning("journal was cut", bytes=journal.cut_bytes, reason=journal.cut_reason)
+    check_against_journal(stores, journal.last_lsn, journal.trimmed_lsn, accept_loss)
+    engine = _build(settings, plan, card, scorer, stores, journal)
+    await _recover(engine, stores, scorer)
+    await _start_tasks(engine, stores, settings, stack)
+    engine.pipeline.is_open = True
+    engine.reason = ""
+    return engine
+
+
+def _build(settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, stores: Stores, journal: Journal) -> Engine:
+    """Every stop, given what it needs."""
+    clock = Clock(settings.time.clock, settings.time.future_ms_max, settings.time.past_ms_max or plan.longest_ms, _wall_ms)
+    touched = Touched(len(plan.kinds))
+    w = settings.write_behind
+    write_behind = WriteBehind(plan, touched, journal, w.interval_ms, w.batch_max, w.profiles_max)
+    pinned_max = settings.queue.events_max + 2 * settings.queue.batch_max
+    l1 = L1(plan, settings.l1.bytes_max if settings.l1.enabled else 0, pinned_max, write_behind.on_evict)
+    b = settings.bloom
+    bloom = MaybeSet(b.keys_max, b.fpp, b.backend) if b.enabled else None
+    window_ms = settings.idempotency.window_hours * HOUR_MS
+    maybe = RotatingMaybeSet(window_ms, b.keys_max, b.fpp, _wall_ms, b.backend) if b.enabled else None
+    fetcher = Fetcher(plan, l1, stores.levels, bloom, write_behind)
+    write_behind.attach(l1, fetcher, stores.levels, stores.positions)
+    lists = Lists(plan.kinds)
+    decisions = Decisions(stores.decisions, maybe)
+    policy = _policy(settings, card)
+    q = settings.queue
+    pipeline = Pipeline(
+        plan, l1, fetcher, scorer, card.model, policy, lists, decisions, journal, touched, clock, q.events_max, q.batch_max
+    )
+    feed = None
+    if stores.ledger is not None:
+        feed = LedgerFeed(stores.ledger, journal, stores.ledger_position, w.interval_ms)
+    dry_run = DryRun(plan, fetcher, scorer, card.model, policy, lists, clock)
+    labels = Labels(plan, l1, fetcher, decisions, journal, touched)
+    return Engine(
+        plan, clock, l1, bloom, stores.levels, fetcher, pipeline, dry_run, lists, ListStore(stores.lists), decisions,
+        labels, journal, write_behind, feed,
+    )  # fmt: skip
+
+
+def _policy(settings: Settings, card: ModelCard) -> Policy:
+    d = settings.decide
+    review = card.thresholds.review if d.review_threshold is None else d.review_threshold
+    decline = card.thresholds.decline if d.decline_threshold is None else d.decline_threshold
+    return Policy(review, decline, d.unknown_outcome, d.unknown_amount_min)
+
+
+async def _recover(engine: Engine, stores: Stores, scorer: Scorer) -> None:
+    """Lists and profiles as they were when the last accepted entry had been applied."""
+    engine.reason = "recovering"
+    await engine.list_store.load(engine.lists)
+    position = stores.replay_position()
+    recovery = Recovery(
+        engine.plan, engine.l1, engine.fetcher, scorer, engine.decisions, engine.lists, engine.journal,
+        engine.pipeline.touched, engine.clock,
+    )  # fmt: skip
+    behind = mark_behind(stores, position)
+    await recovery.run(position, stores.decisions_position)
+    for number in behind:
+        await engine.write_behind.catch_up(engine.write_behind.consumers[number])
+
+
+async def _start_tasks(engine: Engine, stores: Stores, settings: Settings, stack: AsyncExitStack) -> None:
+    """Background tasks, and their end in reverse order: no new requests, write-behind, ledger, local store, journal."""
+
+    def low_position() -> int:
+        positions = [consumer.position for consumer in engine.write_behind.consumers]
+        return min(positions + ([engine.ledger_feed.position] if engine.ledger_feed else []), default=0)
+
+    keeper = Keeper(
+        stores.rocks, stores.decisions, stores.l2, engine.decisions, engine.journal, settings.l2.flush_interval_ms, low_position
+    )
+    engine.journal.start()
+    stack.push_async_callback(_close_journal, engine.journal)
+    keeper.start()
+    stack.push_async_callback(keeper.stop)
+    if engine.ledger_feed is not None:
+        engine.ledger_feed.start()
+        stack.push_async_callback(engine.ledger_feed.stop, STOP_DEADLINE_S)
+    engine.write_behind.start()
+    stack.push_async_callback(engine.write_behind.stop, STOP_DEADLINE_S)
+    stack.push_async_callback(_drain, engine)
+    covers = [asyncio.create_task(cover_profiles(engine, stores)), asyncio.create_task(cover_events(engine, stores))]
+    stack.push_async_callback(_cancel, covers)
+
+
+async def _drain(engine: Engine) -> None:
+    engine.pipeline.is_open = False
+    await engine.pipeline.drain()
+    await engine.fetcher.close()
+
+
+async def _close_journal(journal: Journal) -> None:
+    try:
+        await journal.close()
+    except JournalError as error:
+        log.error("the journal could not be closed", problem=str(error))
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket: a port in use is noticed before anything else is opened."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; give another --port") from None
+    return listener
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

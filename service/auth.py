@@ -1,0 +1,199 @@
+"""API keys: who may call what. Closed by default: with no key file nobody gets in.
+
+Keys live in `<data_dir>/keys.json` (mode 0600), outside RocksDB, so that `weir keys add` works while the service runs:
+writers hold a lock file and replace the file atomically, a running KeyRing notices within a second, and at once when it
+is shown a key that it does not know. Only the SHA-256 of a key is stored. One round of it is right here, unlike for
+passwords: a key holds 256 random bits, so there is nothing to guess that salt or a slow hash would protect.
+
+Cost of a known key: one dict look-up and one clock read, 0.2 µs. Keys never appear in logs or errors.
+"""
+
+import enum
+import fcntl
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+import structlog
+from msgspec import Meta
+
+from service.errors import Forbidden, KeyFileError, Unauthorized
+
+KEY_FILE: Final = "keys.json"
+_LOCK_FILE: Final = "keys.lock"
+_FILE_VERSION: Final = 1
+_KEY_BYTES: Final = 32  # random bytes; 43 URL-safe characters
+_CHECK_INTERVAL_S: Final = 0.2  # s between two looks at the file: "within a second" with room to spare
+_CACHED_HEADERS_MAX: Final = 4096  # spellings of valid headers; bounds memory, a service has far fewer keys
+
+_log = structlog.get_logger("weir.auth")
+
+
+class Role(enum.IntEnum):
+    """What a key may do; each role includes the ones before it."""
+
+    INGEST = 1  # score, label, read decisions
+    ANALYST = 2  # entities, lists, tiers
+    ADMIN = 3  # everything
+
+    @property
+    def word(self) -> str:
+        """The role as keys, files and the command line spell it."""
+        return self.name.lower()
+
+
+class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One key in the file. `created` is ms UTC, `sha256` hex of the whole key."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
+    role: Annotated[str, Meta(pattern=r"^(ingest|analyst|admin)\Z")]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    created: int
+
+
+class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    keys: list[KeyEntry]
+
+
+def parse_role(word: str) -> Role:
+    """The role called `word`. Raises KeyFileError."""
+    for role in Role:
+        if role.word == word:
+            return role
+    raise KeyFileError(f"{word!r} is not a role; roles are {', '.join(role.word for role in Role)}", "role")
+
+
+def add_key(data_dir: Path, role: Role, name: str) -> str:
+    """Make a key, store its digest in `data_dir` (created if absent), return the key: nobody can read it again later.
+
+    Raises KeyFileError if the name is taken or not 1 to 64 of A-Z a-z 0-9 _ . -, or the file cannot be written.
+    """
+    key = f"weir_{role.word}_{secrets.token_urlsafe(_KEY_BYTES)}"
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (data_dir / _LOCK_FILE).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            entries = _read(data_dir / KEY_FILE)
+            if any(entry.name == name for entry in entries):
+                raise KeyFileError(f"a key called {name!r} exists already in {data_dir / KEY_FILE}", "name")
+            entry = msgspec.convert(
+                {"name": name, "role": role.word, "sha256": digest, "created": time.time_ns() // 1_000_000}, KeyEntry
+            )
+            _write(data_dir / KEY_FILE, [*entries, entry])
+    except msgspec.ValidationError:
+        raise KeyFileError(f"{name!r} is no name for a key: use 1 to 64 of A-Z a-z 0-9 _ . -", "name") from None
+    except OSError as error:
+        raise KeyFileError(f"cannot write keys in {data_dir}: {error.strerror}") from None
+    return key
+
+
+class KeyRing:
+    """The keys of one file, watched. Raises KeyFileError when made over a broken file; a missing one is empty."""
+
+    def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._monotonic = monotonic
+        self._roles: dict[str, tuple[str, Role]] = {}  # hex digest -> itself, role
+        self._cache: dict[str, Role] = {}  # Authorization header -> role
+        self._version: tuple[int, int, int] | None = None  # mtime_ns, size, inode of what was read
+        self._check_at = 0.0  # monotonic s; the file is looked at again from here on
+        self._read_if_changed()
+
+    def __len__(self) -> int:
+        return len(self._roles)
+
+    def role_of(self, header: str | None) -> Role:
+        """The role of the key in an Authorization header. Raises Unauthorized."""
+        if header is None:
+            raise Unauthorized("no API key; send it as Authorization: Bearer <key>", "Authorization")
+        if self._monotonic() >= self._check_at:
+            self._look()
+        role = self._cache.get(header)
+        return self._find(header) if role is None else role
+
+    def _find(self, header: str) -> Role:
+        scheme, _, key = header.partition(" ")
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key:
+            raise Unauthorized("the Authorization header must be: Bearer <key>", "Authorization")
+        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        found = self._roles.get(digest)
+        if found is None:  # it may have been added a moment ago
+            self._look()
+            found = self._roles.get(digest)
+        if found is None or not hmac.compare_digest(found[0], digest):
+            raise Unauthorized("the API key is not known here", "Authorization")
+        if len(self._cache) >= _CACHED_HEADERS_MAX:
+            self._cache.clear()
+        self._cache[header] = found[1]
+        return found[1]
+
+    def _look(self) -> None:
+        """Read the file again if it changed. One that broke while we run keeps the keys that we have, and is logged."""
+        self._check_at = self._monotonic() + _CHECK_INTERVAL_S
+        try:
+            self._read_if_changed()
+        except KeyFileError as error:
+            _log.error("key file not read, keeping the keys known before", reason=error.detail)
+
+    def _read_if_changed(self) -> None:
+        version = self._stat()
+        if version == self._version:
+            return
+        self._version = version
+        entries = _read(self._path)
+        self._roles = {entry.sha256: (entry.sha256, parse_role(entry.role)) for entry in entries}
+        self._cache.clear()
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat()
+        except OSError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def require(have: Role, need: Role) -> None:
+    """Raise Forbidden unless `have` includes `need`."""
+    if have < need:
+        raise Forbidden(f"this key has the role {have.word}, the call needs {need.word}", "Authorization")
+
+
+def _read(path: Path) -> list[KeyEntry]:
+    """Entries of the file; none if it does not exist. Raises KeyFileError."""
+    try:
+        file = msgspec.json.decode(path.read_bytes(), type=_KeyFile)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise KeyFileError(f"key file {path} cannot be read: {error.strerror}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise KeyFileError(f"key file {path} is damaged: {error}") from None
+    if file.version != _FILE_VERSION:
+        raise KeyFileError(f"key file {path} has version {file.version}, this weir reads version {_FILE_VERSION}")
+    return file.keys
+
+
+def _write(path: Path, entries: list[KeyEntry]) -> None:
+    """Replace the file atomically and durably, readable by its owner alone."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)  # a left-over of another mode keeps that mode through O_CREAT
+        file.write(msgspec.json.format(msgspec.json.encode(_KeyFile(_FILE_VERSION, entries)), indent=2) + b"\n")
+        file.flush()
+        os.fsync(descriptor)
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

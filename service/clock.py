@@ -1,0 +1,35 @@
+"""What "now" is, and which event times are refused for it. It never decides what a window counts."""
+
+from collections.abc import Callable
+
+from service.errors import InvalidEvent
+
+
+class Clock:
+    """`wall`: now is the system's time in ms. `stream`: now is the newest accepted ts, and nothing is too far ahead."""
+
+    def __init__(self, mode: str, future_ms_max: int, past_ms_max: int, wall_ms: Callable[[], int]) -> None:
+        self._is_stream = mode == "stream"
+        self._future_ms_max = future_ms_max
+        self._past_ms_max = past_ms_max
+        self._wall_ms = wall_ms
+        self._newest = 0
+
+    def now_ms(self) -> int:
+        """Milliseconds UTC."""
+        return self._newest if self._is_stream else self._wall_ms()
+
+    def note(self, ts: int) -> None:
+        """An event of this time was accepted."""
+        if ts > self._newest:
+            self._newest = ts
+
+    def check(self, ts: int) -> None:
+        """Raise InvalidEvent for a ts that is too far from now."""
+        now = self.now_ms()
+        if now - ts > self._past_ms_max:
+            limit = f"more than time.past_ms_max = {self._past_ms_max} ms before now, {now}"
+            raise InvalidEvent(f"ts: {ts} is {now - ts} ms old, {limit}", "ts")
+        if not self._is_stream and ts - now > self._future_ms_max:
+            limit = f"more than time.future_ms_max = {self._future_ms_max} ms after now, {now}; is it in milliseconds?"
+            raise InvalidEvent(f"ts: {ts} lies {ts - now} ms ahead, {limit}", "ts")

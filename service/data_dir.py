@@ -1,0 +1,60 @@
+"""The data directory: one process at a time, one plan for life."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import msgspec
+
+from features.plan import Plan
+from service.errors import StartError
+
+PLAN_FILE = "plan.json"
+LOCK_FILE = "lock"
+
+
+class PlanRecord(msgspec.Struct):
+    """Which plan the profiles of a data directory belong to."""
+
+    spec: str
+    plan_hash: str
+
+
+class DataDir:
+    """Holds the lock from `DataDir(path, plan)` to `close`. Raises StartError: in use, not writable, another plan's."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartError(f"data directory {path} cannot be used: {error.strerror}") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise StartError(f"data directory {path} is used by another process; stop it or give --data-dir") from None
+        self._check_plan(plan)
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        os.close(self._lock)
+
+    def _check_plan(self, plan: Plan) -> None:
+        """Profiles are laid out by their plan: a directory of another one is refused before anything reads it."""
+        file = self.path / PLAN_FILE
+        if not file.exists():
+            file.write_bytes(msgspec.json.encode(PlanRecord(plan.spec_name, plan.hash)))
+            return
+        try:
+            known = msgspec.json.decode(file.read_bytes(), type=PlanRecord)
+        except msgspec.DecodeError as error:
+            self.close()
+            raise StartError(f"{file}: not readable: {error}") from None
+        if known.plan_hash != plan.hash:
+            self.close()
+            raise StartError(
+                f"data directory {self.path} belongs to spec {known.spec!r} (plan {known.plan_hash[:12]}), this is"
+                f" {plan.spec_name!r} (plan {plan.hash[:12]}); give another --data-dir, or that spec"
+            )

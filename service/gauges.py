@@ -1,0 +1,48 @@
+"""What /metrics reads from the engine at each scrape."""
+
+from service.engine import Engine
+from service.levels import ON
+from service.metrics import Counts, Metrics
+
+
+def watch_engine(metrics: Metrics, engine: Engine) -> None:
+    """Register every gauge, and hand the counters of the stops over at scrape time."""
+    pipeline, journal, l1 = engine.pipeline, engine.journal, engine.l1
+    metrics.watch("ready", lambda: float(engine.ready[0]))
+    metrics.watch("queue_events", lambda: pipeline.n_waiting)
+    metrics.watch("l1_profiles", lambda: {k.name: len(i) for k, i in zip(engine.plan.kinds, l1.index, strict=True)})
+    metrics.watch("l1_bytes", lambda: l1.bytes_used)
+    metrics.watch("journal_bytes", lambda: journal.bytes_total)
+    metrics.watch("journal_durable_lag", lambda: max(journal.last_lsn - journal.durable_lsn, 0))
+    metrics.watch("write_behind_profiles", lambda: engine.write_behind.n_waiting)
+    metrics.watch("write_behind_lag", lambda: dict(engine.write_behind.lags()))
+    metrics.watch("tier_state", lambda: {level.name: float(level.state == ON) for level in engine.levels})
+    if engine.ledger_feed is not None:
+        feed = engine.ledger_feed
+        metrics.watch("ledger_lag", lambda: max(journal.last_lsn - feed.position, 0))
+    metrics.before_scrape = lambda: _copy_counts(metrics, engine)
+
+
+def _copy_counts(metrics: Metrics, engine: Engine) -> None:
+    """The stops count in plain attributes, which cost nothing; a scrape copies them."""
+    for outcome, count in engine.pipeline.outcomes.items():
+        metrics.tx[outcome,] = count
+    for level in engine.levels:
+        _lookups(metrics.tier_lookups, level.name, level.n_lookups, level.n_hits, level.n_unavailable)
+    fetcher = engine.fetcher
+    _lookups(metrics.tier_lookups, "l1", fetcher.n_lookups, fetcher.n_hits, 0)
+    if engine.bloom is not None:
+        metrics.bloom["profiles", "negative"] = engine.bloom.negatives
+        metrics.bloom["profiles", "positive"] = engine.bloom.lookups - engine.bloom.negatives
+        metrics.bloom["profiles", "false_positive"] = engine.bloom.false_positives
+    for slab in engine.l1.slabs:
+        for ring, count in zip(slab.kind.rings, slab.late_dropped, strict=True):
+            metrics.late_dropped[ring.name,] = count
+    for name, count in engine.write_behind.n_written.items():
+        metrics.written[name,] = count
+
+
+def _lookups(counts: Counts, tier: str, n_lookups: int, n_hits: int, n_unavailable: int) -> None:
+    counts[tier, "hit"] = n_hits
+    counts[tier, "unavailable"] = n_unavailable
+    counts[tier, "miss"] = n_lookups - n_hits - n_unavailable

@@ -1,0 +1,100 @@
+"""What every handler shares: the stops it calls, the routes it declares, reading a request, making a reply.
+
+A handler is `async (request) -> Response`, raises WeirError, and neither logs nor measures: `router` wraps it once, at
+registration. Handlers get their stops through a Front that they close over; a look-up in the app per request costs more.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from aiohttp import web
+
+from features.transaction import ID_LENGTH_MAX
+from service.auth import KeyRing, Role
+from service.errors import PROBLEM_CONTENT_TYPE, BodyTooLarge, InvalidEvent, MalformedBody, NotFound, WeirError, problem
+from service.metrics import Metrics
+from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.engine import Engine
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_FLAGS: Final = {"1": True, "true": True, "0": False, "false": False}
+
+
+class Front(msgspec.Struct, frozen=True):
+    """The stops that handlers call."""
+
+    engine: "Engine"
+    keys: KeyRing
+    metrics: Metrics
+    settings: Settings
+
+
+class Route(msgspec.Struct, frozen=True):
+    """One method of one path. `need` is the least role, None for open; `name` labels its metrics."""
+
+    method: str
+    path: str
+    name: str
+    need: Role | None
+    handler: Handler
+
+
+def json_reply(body: bytes, status: int = 200, content_type: str = "application/json") -> web.Response:
+    """A reply of bytes that are encoded already."""
+    return web.Response(body=body, status=status, headers={"Content-Type": content_type})
+
+
+def problem_reply(error: WeirError) -> web.Response:
+    """The problem+json reply of `error`."""
+    headers = {"Content-Type": PROBLEM_CONTENT_TYPE, **error.headers()}
+    return web.Response(body=problem(error), status=error.status, headers=headers)
+
+
+async def read_body(request: web.Request, bytes_max: int) -> bytes:
+    """The body, decompressed. Raises BodyTooLarge, before reading where the length is announced, or MalformedBody."""
+    announced = request.content_length
+    if announced is not None and announced > bytes_max:
+        raise _too_large(announced, bytes_max)
+    try:
+        body = await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_large(request.client_max_size, bytes_max) from None
+    except web.RequestPayloadError as error:
+        raise MalformedBody(f"the body could not be read: {error}", "body") from None
+    if len(body) > bytes_max:
+        raise _too_large(len(body), bytes_max)
+    return body
+
+
+def read_flags(request: web.Request, **defaults: bool) -> dict[str, bool]:
+    """The boolean query parameters named in `defaults`. A parameter that is not known is refused: `?comit=false` must
+    not change state because of a typo. Raises InvalidEvent."""
+    if not request.rel_url.raw_query_string:
+        return defaults
+    for name, value in request.query.items():
+        if name not in defaults:
+            known = ", ".join(defaults)
+            raise InvalidEvent(f"there is no query parameter {name[:40]!r} here; there are {known}", f"?{name[:40]}")
+        if value not in _FLAGS:
+            raise InvalidEvent(f"{name} is {value[:40]!r}: expected true, false, 1 or 0", f"?{name}")
+        defaults[name] = _FLAGS[value]
+    return defaults
+
+
+def read_entity(request: web.Request, front: Front) -> tuple[str, str]:
+    """Kind and id of the entity that the path names. Raises NotFound for a kind that the spec lacks, InvalidEvent."""
+    kind, entity_id = request.match_info["kind"], request.match_info["id"]
+    kinds = [known.name for known in front.engine.plan.kinds]
+    if kind not in kinds:
+        raise NotFound(f"there is no kind of entity {kind[:40]!r}; there are {', '.join(kinds)}", "kind")
+    if not (0 < len(entity_id) <= ID_LENGTH_MAX and entity_id.isprintable()):
+        raise InvalidEvent(f"an id has 1 to {ID_LENGTH_MAX} printable characters, this has {len(entity_id)}", "id")
+    return kind, entity_id
+
+
+def _too_large(length: int, bytes_max: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body has {length} bytes or more, at most {bytes_max} are read here", "body")

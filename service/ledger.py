@@ -1,0 +1,88 @@
+"""Ledger: the long-term table of decisions in Postgres, one row per journaled transaction.
+
+Rows, labels and the consumer position `ledger` move in one transaction under the row lock of the position, so an append
+that is repeated, or that overlaps one which succeeded unnoticed, adds nothing twice. Cost: 1.5 ms + 9 µs per row.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import msgspec
+
+from service.tiers.postgres import PostgresPool
+
+CONSUMER = "ledger"  # its row in weir_positions
+YIELD_ROWS = 64  # rows encoded between two turns of the loop: 0.4 ms
+
+_LOCK = "SELECT lsn FROM weir_positions WHERE consumer = $1 FOR UPDATE"
+_POSITION = "SELECT lsn FROM weir_positions WHERE consumer = $1"
+_ADVANCE = "UPDATE weir_positions SET lsn = $2 WHERE consumer = $1"
+_LABEL = """
+    UPDATE weir_ledger AS l SET label = n.label FROM unnest($1::bigint[], $2::smallint[]) AS n (lsn, label)
+    WHERE l.lsn = n.lsn
+"""
+
+
+class LedgerRow(msgspec.Struct, frozen=True, gc=False):
+    """One decided transaction, as columns of weir_ledger, in their order."""
+
+    lsn: int
+    event_id: str
+    ts: int  # ms UTC
+    card_id: str
+    merchant_id: str
+    amount: int  # minor units of `currency`
+    currency: str
+    score: float
+    outcome: str
+    model: str
+    scorer: str
+    reasons: Sequence[str]
+    tx: bytes  # the accepted body
+
+
+class Ledger:
+    """Appends to weir_ledger through a pool that it does not own."""
+
+    def __init__(self, pool: PostgresPool, deadline_ms: int = 10_000) -> None:
+        self._pool = pool
+        self._deadline_ms = deadline_ms
+
+    async def append(self, rows: Sequence[LedgerRow], position: int, labels: Mapping[int, int] | None = None) -> None:
+        """Add the rows above the stored position, set `labels` (LSN of the tx -> 1 or 0), move to `position`; or nothing.
+
+        `rows` are every transaction between the stored position and `position`, in LSN order. A repeated call does
+        nothing. Raises TierUnavailable; then the call may be repeated.
+        """
+        assert not rows or rows[-1].lsn <= position, "a row above the position would be added again"
+        async with self._pool.connection(self._deadline_ms) as connection, connection.transaction():
+            stored: int = await connection.fetchval(_LOCK, CONSUMER)
+            if position <= stored:
+                return
+            await connection.copy_records_to_table(
+                "weir_ledger", records=_records(rows, stored), columns=LedgerRow.__struct_fields__
+            )
+            if labels:
+                await connection.execute(_LABEL, list(labels), list(labels.values()))
+            await connection.execute(_ADVANCE, CONSUMER, position)
+
+    async def set_labels(self, labels: Mapping[int, int]) -> None:
+        """Set the label (1 fraud, 0 legit) of the transactions with these LSNs; unknown ones are ignored."""
+        async with self._pool.connection(self._deadline_ms) as connection:
+            await connection.execute(_LABEL, list(labels), list(labels.values()))
+
+    async def read_position(self) -> int:
+        """Every transaction up to this LSN is in the ledger; 0 if empty. Connects if needed. Raises TierUnavailable."""
+        await self._pool.open()
+        async with self._pool.connection(self._deadline_ms) as connection:
+            position: int = await connection.fetchval(_POSITION, CONSUMER)
+        return position
+
+
+async def _records(rows: Sequence[LedgerRow], above: int) -> AsyncIterator[tuple[object, ...]]:
+    """Tuples for COPY; asyncpg would otherwise encode 512 KiB in one go and hold the loop for that long."""
+    for i, row in enumerate(rows):
+        if row.lsn > above:
+            yield msgspec.structs.astuple(row)
+        if i % YIELD_ROWS == YIELD_ROWS - 1:
+            await asyncio.sleep(0)

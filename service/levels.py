@@ -1,0 +1,61 @@
+"""A level: a tier below L1 with its state and what was counted of its look-ups."""
+
+import time
+from collections.abc import Sequence
+
+from service.errors import TierUnavailable
+from service.tiers.base import Tier
+
+ON, DOWN, CATCHING_UP, OFF = "on", "down", "catching_up", "off"
+
+
+class Level:
+    """States: on; down (a call failed: neither read nor written until a probe answers); catching_up (written, not read).
+
+    `is_complete`: a miss here proves that no tier below holds the profile either. A Redis that evicts never is.
+    """
+
+    def __init__(self, tier: Tier, is_complete: bool) -> None:
+        self.tier = tier
+        self.name = tier.name
+        self.is_complete = is_complete
+        self.state = ON
+        self.reason = ""
+        self.n_lookups = self.n_hits = self.n_unavailable = 0
+        self.read_seconds = 0.0
+
+    async def fill(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The tier's profiles for `keys`. Raises TierUnavailable at once unless the level is on."""
+        self.n_lookups += len(keys)
+        if self.state != ON:
+            self.n_unavailable += len(keys)
+            raise TierUnavailable(self.name, self.state)
+        start = time.perf_counter()
+        try:
+            found = await self.tier.fill(keys)
+        except TierUnavailable as error:
+            self.n_unavailable += len(keys)
+            self.fail(error)
+            raise
+        self.read_seconds += time.perf_counter() - start
+        self.n_hits += sum(1 for profile in found if profile is not None)
+        return found
+
+    def fail(self, error: TierUnavailable) -> None:
+        """A call failed: leave the tier alone until write-behind has reached it again."""
+        self.state, self.reason = DOWN, error.detail
+
+    def describe(self) -> dict[str, object]:
+        """What GET /v1/tiers shows of it."""
+        return {
+            "name": self.name,
+            "enabled": self.state != OFF,
+            "state": self.state,
+            "reason": self.reason,
+            "complete": self.is_complete,
+            "lookups": self.n_lookups,
+            "hits": self.n_hits,
+            "misses": self.n_lookups - self.n_hits - self.n_unavailable,
+            "unavailable": self.n_unavailable,
+            "read_seconds": round(self.read_seconds, 6),
+        }

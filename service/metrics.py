@@ -1,0 +1,160 @@
+"""What the service counts, and its Prometheus exposition.
+
+The hot path touches plain Python ints: `metrics.tx["approve",] += 1` costs 0.1 µs, a prometheus-client `inc()` about
+1 µs. The numbers become metric families only when /metrics is scraped (`render`). Gauges are read at that moment from
+their owners, who register a function for them with `watch`. One event loop writes; nothing here is locked.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+
+Labels = tuple[str | int, ...]
+Gauge = float | Mapping[str, float]
+
+# s; a request or tier read: from an L1 hit (10 µs) to a deadline (1 s), about 2.2 apart
+LATENCY_BOUNDS: Final = (
+    *(0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005),
+    *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+)
+ROWS_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)  # rows of a micro-batch
+WAVES_BOUNDS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)  # waves of a micro-batch (an entity repeated in it)
+
+# gauge -> help, label ("" for none). `watch` takes no other, so that dashboards can rely on the list.
+GAUGES: Final[dict[str, tuple[str, str]]] = {
+    "ready": ("1 when the service takes transactions.", ""),
+    "queue_events": ("Transactions read and not scored yet.", ""),
+    "l1_profiles": ("Profiles resting in L1, by kind of entity.", "kind"),
+    "l1_bytes": ("Bytes of profiles resting in L1.", ""),
+    "journal_bytes": ("Bytes of all journal segments.", ""),
+    "journal_durable_lag": ("Journal entries appended and not yet fsynced.", ""),
+    "write_behind_profiles": ("Dirty profiles held in memory.", ""),
+    "write_behind_lag": ("Journal entries that a consumer is behind.", "consumer"),
+    "ledger_lag": ("Journal entries that the ledger is behind.", ""),
+    "tier_state": ("1 if the tier can be read, 0 if not.", "tier"),
+}
+
+
+class Counts(dict[Labels, int]):
+    """A counter family: label values -> count; absent is 0. `counts["redis", "hit"] += n`, one label: `counts["x",]`."""
+
+    def __init__(self, name: str, text: str, *labels: str) -> None:
+        super().__init__()
+        self.name = name
+        self.text = text
+        self.labels = labels
+
+    def __missing__(self, key: Labels) -> int:
+        return 0
+
+    def family(self) -> Metric:
+        """As a Prometheus counter."""
+        family = CounterMetricFamily(f"weir_{self.name}", self.text, labels=self.labels)
+        for key, count in self.items():
+            family.add_metric([str(value) for value in key], count)
+        return family
+
+
+class Histogram:
+    """Counts of values by upper bound, and their sum. `observe` costs 0.1 µs."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value, in the unit of the bounds."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Cumulative counts by upper bound, as Prometheus wants them."""
+        running = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip((*map(str, map(float, self.bounds)), "+Inf"), self.counts, strict=True):
+            running += count
+            buckets.append((bound, running))
+        return buckets
+
+
+class Histograms(dict[Labels, Histogram]):
+    """A histogram family by label values; a new combination starts empty. Without labels the key is ()."""
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...], *labels: str) -> None:
+        super().__init__()
+        self.name = name
+        self.text = text
+        self.bounds = bounds
+        self.labels = labels
+
+    def __missing__(self, key: Labels) -> Histogram:
+        made = self[key] = Histogram(self.bounds)
+        return made
+
+    def family(self) -> Metric:
+        """As a Prometheus histogram."""
+        family = HistogramMetricFamily(f"weir_{self.name}", self.text, labels=self.labels)
+        for key, histogram in self.items():
+            family.add_metric([str(value) for value in key], histogram.buckets(), histogram.total)
+        return family
+
+
+class Metrics(Collector):
+    """All numbers of one service. Stops add to the attributes; owners of state `watch` their gauges."""
+
+    def __init__(self) -> None:
+        self.requests = Counts("requests", "HTTP requests.", "route", "status")
+        self.request_seconds = Histograms("request_seconds", "Time in the handler.", LATENCY_BOUNDS, "route")
+        self.tx = Counts("tx", "Transactions scored, by outcome.", "outcome")
+        self.replayed = Counts("tx_replayed", "Transactions answered from their stored decision.")
+        self.refused = Counts("refused", "Transactions and requests refused, by problem code.", "reason")
+        self.batch_rows = Histograms("batch_rows", "Transactions per micro-batch.", ROWS_BOUNDS)
+        self.batch_waves = Histograms("batch_waves", "Waves per micro-batch.", WAVES_BOUNDS)
+        self.batch_seconds = Histograms("batch_seconds", "Time of one micro-batch, by stop.", LATENCY_BOUNDS, "stop")
+        self.tier_lookups = Counts("tier_lookups", "Profiles asked of a tier: hit|miss|unavailable.", "tier", "result")
+        self.tier_seconds = Histograms("tier_read_seconds", "One round trip to a tier.", LATENCY_BOUNDS, "tier")
+        self.bloom = Counts("bloom", "Bloom answers: negative|positive|false_positive.", "filter", "result")
+        self.evictions = Counts("l1_evictions", "Profiles evicted from L1.", "kind")
+        self.late_dropped = Counts("late_dropped", "Events too late for their tile, by ring.", "ring")
+        self.written = Counts("write_behind_written", "Profiles written to a tier by write-behind.", "consumer")
+        self.loop_lag = Histograms("loop_lag_seconds", "How late the event loop woke a timer.", LATENCY_BOUNDS)
+        for outcome in ("approve", "review", "decline"):  # series that exist from the start: rate() needs the zero
+            self.tx[outcome,] = 0
+        self._families = [value for value in vars(self).values() if isinstance(value, Counts | Histograms)]
+        self.before_scrape: Callable[[], None] = lambda: None
+        self._gauges: dict[str, Callable[[], Gauge]] = {}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def watch(self, gauge: str, read: Callable[[], Gauge]) -> None:
+        """Have `read` called at every scrape for one of GAUGES: a number, or label value -> number."""
+        assert gauge in GAUGES, gauge
+        self._gauges[gauge] = read
+
+    def collect(self) -> Iterable[Metric]:
+        """All families; called by the registry."""
+        self.before_scrape()
+        for family in self._families:
+            yield family.family()
+        for gauge, read in self._gauges.items():
+            text, label = GAUGES[gauge]
+            value = read()
+            numbers = value if isinstance(value, Mapping) else {"": value}
+            reading = GaugeMetricFamily(f"weir_{gauge}", text, labels=[label] if label else None)
+            for key, number in numbers.items():
+                reading.add_metric([key] if label else [], number)
+            yield reading
+
+    def render(self) -> bytes:
+        """The text of /metrics (content type: CONTENT_TYPE). 0.7 ms with some 120 series."""
+        return generate_latest(self._registry)

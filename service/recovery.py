@@ -1,0 +1,145 @@
+"""Recovery: the journal is fed to the engine again, in LSN order, from the lowest position on.
+
+Each profile ignores what it already has (LSN guard), so it does not matter how much of a crash's last seconds had reached which
+store: afterwards the bytes are those of a fresh engine fed the whole journal.
+"""
+
+import asyncio
+import functools
+import time
+
+import numpy as np
+import structlog
+
+from features.advance_one import label_one
+from features.columns import encode
+from features.plan import Plan
+from features.transaction import Transaction
+from models.scorer import Batch, Scorer
+from service.clock import Clock
+from service.decisions import Decisions, decode_body
+from service.fetch import Fetcher, Miss
+from service.journal import Journal
+from service.lists import Lists
+from service.records import LABEL, LIST, TX, decode_label, decode_list_change, decode_outcome
+from service.stepwise import stepwise
+from service.tiers.l1 import L1
+from service.touched import Touched
+
+log = structlog.get_logger(__name__)
+
+BATCH_ROWS = 256
+PROGRESS_S = 2.0
+
+
+class Recovery:
+    """Feeds the journal to L1. Used once, before the service opens."""
+
+    def __init__(
+        self, plan: Plan, l1: L1, fetcher: Fetcher, scorer: Scorer, decisions: Decisions, lists: Lists,
+        journal: Journal, touched: Touched, clock: Clock,
+    ) -> None:  # fmt: skip
+        self.n_entries = 0
+        self._plan = plan
+        self._l1 = l1
+        self._fetcher = fetcher
+        self._scorer = scorer
+        self._decisions = decisions
+        self._lists = lists
+        self._journal = journal
+        self._touched = touched
+        self._clock = clock
+        self._rows: list[tuple[int, Transaction]] = []
+
+    async def run(self, position: int, decisions_position: int) -> None:
+        """Apply every entry above `position` (profiles) and `decisions_position` (decisions, labels, lists).
+
+        Raises JournalCorrupt, and what the scorer raises.
+        """
+        start = progress = time.monotonic()
+        async for block in stepwise(self._journal.read(min(position, decisions_position) + 1)):
+            for entry in block.entries:
+                self.n_entries += 1
+                if entry.kind == TX:
+                    tx = decode_body(entry.body)
+                    self._clock.note(tx.ts)
+                    if entry.lsn > decisions_position:
+                        self._decisions.add(tx.event_id, decode_outcome(entry.lsn, entry.body, entry.decision))
+                    if entry.lsn > position:
+                        self._rows.append((entry.lsn, tx))
+                        if len(self._rows) == BATCH_ROWS:
+                            await self._advance()
+                elif entry.kind == LABEL:
+                    await self._label(entry.lsn, entry.body, position, decisions_position)
+                elif entry.kind == LIST:
+                    self._lists.apply(decode_list_change(entry.body), entry.lsn)
+            if time.monotonic() - progress > PROGRESS_S:
+                progress = time.monotonic()
+                log.info("recovering", entries=self.n_entries, lsn=block.last_lsn, of=self._journal.last_lsn)
+        await self._advance()
+        if self.n_entries:
+            seconds = round(time.monotonic() - start, 3)
+            log.info("recovered", entries=self.n_entries, seconds=seconds, lsn=self._journal.last_lsn)
+
+    async def _advance(self) -> None:
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        slots = await self._pin([tx for _, tx in rows])
+        columns = np.array([encode(tx, self._plan.currencies) for _, tx in rows], dtype=np.int64)
+        self._scorer.advance(self._l1.slabs, Batch(slots, columns, np.array([lsn for lsn, _ in rows], dtype=np.int64)))
+        for lsn, tx in rows:
+            for kind in self._plan.kinds:
+                entity = getattr(tx, kind.id_field)
+                if entity is not None:
+                    self._touched.mark(kind.number, entity, lsn)
+        self._unpin(slots)
+
+    async def _label(self, lsn: int, body: bytes, position: int, decisions_position: int) -> None:
+        record = decode_label(body)
+        if lsn > decisions_position:
+            stored = self._decisions.find(record.event_id)
+            if stored is not None:
+                self._decisions.label(record.event_id, stored, record.label, lsn)
+        if lsn <= position or not record.delta:
+            return
+        await self._advance()
+        tx = decode_body(record.body)
+        slots = await self._pin([tx])
+        for kind in self._plan.kinds:
+            slot = int(slots[0, kind.number])
+            if slot >= 0 and kind.keeps_frauds:
+                label_one(self._l1.slabs[kind.number], slot, tx.ts, record.delta, lsn)
+                self._touched.mark(kind.number, getattr(tx, kind.id_field), lsn)
+        self._unpin(slots)
+
+    async def _pin(self, txs: list[Transaction]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        """int64 (rows, kinds): the slots of every entity, fetched and pinned; -1 = absent."""
+        slots = np.full((len(txs), len(self._plan.kinds)), -1, dtype=np.int64)
+        arrived = asyncio.Event()
+        missing = 0
+
+        def arrive(row: int, miss: Miss) -> None:
+            nonlocal missing
+            slots[row, miss.kind] = self._l1.find(miss.kind, miss.entity)
+            missing -= 1
+            if not missing:
+                arrived.set()
+
+        for row, tx in enumerate(txs):
+            for kind in self._plan.kinds:
+                entity = getattr(tx, kind.id_field)
+                if entity is not None:
+                    slot, _ = self._fetcher.find(kind.number, entity, functools.partial(arrive, row))
+                    slots[row, kind.number] = slot
+                    missing += slot < 0
+        if missing:
+            await arrived.wait()
+        return slots
+
+    def _unpin(self, slots: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
+        for kind, column in zip(self._plan.kinds, slots.T.tolist(), strict=True):
+            for slot in column:
+                if slot >= 0:
+                    self._l1.unpin(kind.number, slot)
+        self._l1.trim()

@@ -1,0 +1,92 @@
+"""A ticket: the transactions of one request on their way, and a row for each of them."""
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+
+from features.plan import Plan
+from features.transaction import Transaction
+from service.decide import Decision
+from service.errors import WeirError
+from service.fetch import Miss
+
+Answer = Decision | WeirError
+
+
+class Row:
+    """One transaction in flight. `slots` and `sources` have one item per kind; `twins` are others with the same event_id."""
+
+    __slots__ = ("body", "columns", "degraded", "index", "slots", "sources", "ticket", "trace", "twins", "tx")
+
+    def __init__(
+        self, ticket: "Ticket", index: int, tx: Transaction, body: bytes, columns: tuple[int, ...], trace: bool
+    ) -> None:
+        self.ticket = ticket
+        self.index = index
+        self.tx = tx
+        self.body = body
+        self.columns = columns
+        self.trace = trace
+        self.slots: list[int] = []
+        self.sources: list[str] = []
+        self.degraded: list[str] = []
+        self.twins: list[tuple[Ticket, int]] = []
+
+    def found(self, miss: Miss) -> None:
+        """A profile that this row waits for has its slot."""
+        self.ticket.when_complete(self, miss)
+
+    def degrade(self, levels: Iterable[str]) -> None:
+        """These levels could not be asked for one of the row's profiles."""
+        for level in levels:
+            if level not in self.degraded:
+                self.degraded.append(level)
+
+    def traced(self, plan: Plan, vector: list[float], times: list[float]) -> dict[str, object]:
+        """Where each profile came from, the features, and the µs of each stop (all but the look-up: of the whole batch)."""
+        score, decide, journal = ((after - before) * 1e6 for before, after in pairwise(times))
+        return {
+            "profiles": {kind.name: source for kind, source in zip(plan.kinds, self.sources, strict=True)},
+            "features": dict(zip(plan.feature_names, vector, strict=True)),
+            "us": {
+                "lookup": round(self.ticket.lookup_seconds * 1e6, 1),
+                "score": round(score, 1),
+                "decide": round(decide, 1),
+                "journal": round(journal, 1),
+            },
+        }
+
+
+def _never(row: Row, miss: Miss) -> None:
+    raise AssertionError("a ticket that misses nothing hears of no arrival")
+
+
+class Ticket:
+    """The rows of one request (or of one step of a long one). `deliver` gets all answers, in order, once they are there."""
+
+    __slots__ = (
+        "_answers", "_deliver", "_n_open", "followers", "lookup_seconds", "n_ahead", "n_missing", "rows", "when_complete",
+    )  # fmt: skip
+
+    def __init__(self, n_rows: int, deliver: Callable[[list[Answer]], object]) -> None:
+        self.rows: list[Row] = []
+        self.n_missing = 0
+        self.n_ahead = 0
+        self.followers: list[Ticket] = []
+        self.when_complete: Callable[[Row, Miss], None] = _never
+        self.lookup_seconds = 0.0
+        self._answers: list[Answer | None] = [None] * n_rows
+        self._n_open = n_rows
+        self._deliver = deliver
+
+    def wait_behind(self, earlier: "Ticket | None") -> None:
+        """Do not start before `earlier`, which shares a card with this one."""
+        if earlier is not None and earlier is not self and self not in earlier.followers:
+            earlier.followers.append(self)
+            self.n_ahead += 1
+
+    def answer(self, index: int, answer: Answer) -> None:
+        """The answer of one row; the last one delivers them all."""
+        self._answers[index] = answer
+        self._n_open -= 1
+        if self._n_open == 0:
+            self._deliver([a for a in self._answers if a is not None])

@@ -1,0 +1,95 @@
+"""L1: profiles in RAM, one slab per kind, an index from id to slot, eviction by SIEVE. Never blocks.
+
+Scoring always works in these slabs. `bytes_max` bounds the profiles that rest here; slots that waiting transactions have pinned
+may exceed it and are given back as soon as they are unpinned. Who leaves is told to `on_evict` first, so that a dirty profile
+goes down before its slot is reused. Address space is reserved for the worst case; memory is committed when touched.
+"""
+
+from collections.abc import Callable
+
+from features.plan import Plan
+from features.slab import Slab
+from service.tiers.sieve import NONE, Sieve
+
+
+class L1:
+    """`find` and `claim` pin the slot for the caller, who gives it back with `unpin`.
+
+    pinned_max: how many slots of a kind can be pinned at once on top of what fits in `bytes_max`.
+    """
+
+    def __init__(self, plan: Plan, bytes_max: int, pinned_max: int, on_evict: Callable[[int, str, int], None]) -> None:
+        self.plan = plan
+        self.bytes_max = bytes_max
+        self.slabs = [Slab(kind, bytes_max // kind.size + pinned_max) for kind in plan.kinds]
+        self.index: list[dict[str, int]] = [{} for _ in plan.kinds]
+        self.sieves = [Sieve() for _ in plan.kinds]
+        self.bytes_used = 0
+        self.n_evicted = 0
+        self._ids: list[list[str]] = [[] for _ in plan.kinds]
+        self._free: list[list[int]] = [[] for _ in plan.kinds]
+        self._on_evict = on_evict
+
+    def find(self, kind: int, entity: str) -> int:
+        """The slot of a profile, pinned and marked as visited, or -1."""
+        slot = self.index[kind].get(entity, NONE)
+        if slot != NONE:
+            sieve = self.sieves[kind]
+            sieve.visited[slot] = 1
+            sieve.pins[slot] += 1
+        return slot
+
+    def claim(self, kind: int, entity: str) -> int:
+        """A pinned slot for an entity that is not here, all zero. The caller fills it or lets the scorer begin it."""
+        assert entity not in self.index[kind]
+        self._make_room(self.plan.kinds[kind].size)
+        sieve, slab = self.sieves[kind], self.slabs[kind]
+        if self._free[kind]:
+            slot = self._free[kind].pop()
+            self._ids[kind][slot] = entity
+            slab.clear(slot)
+        else:
+            slot = sieve.grow()
+            assert slot < slab.capacity
+            self._ids[kind].append(entity)
+        self.index[kind][entity] = slot
+        sieve.insert(slot)
+        sieve.pins[slot] = 1
+        self.bytes_used += slab.kind.size
+        return slot
+
+    def unpin(self, kind: int, slot: int) -> None:
+        """Give back one pin; trim() brings the memory back under its bound afterwards."""
+        self.sieves[kind].pins[slot] -= 1
+
+    def trim(self) -> None:
+        """Evict what stands above `bytes_max`, as far as it is not pinned."""
+        if self.bytes_used > self.bytes_max:
+            self._make_room(0)
+
+    def peek(self, kind: int, entity: str) -> bytes | None:
+        """A copy of the profile, or None; neither pinned nor counted as a visit. An empty slot is no profile."""
+        slot = self.index[kind].get(entity, NONE)
+        profile = self.slabs[kind].get(slot) if slot != NONE else None
+        return profile if profile is not None and profile[0] else None
+
+    def __len__(self) -> int:
+        return sum(len(index) for index in self.index)
+
+    def _make_room(self, size: int) -> None:
+        """Evict from the kind that holds the most bytes until `size` more fit, or until everything left is pinned."""
+        while self.bytes_used + size > self.bytes_max:
+            by_bytes = sorted(range(len(self.slabs)), key=lambda k: len(self.sieves[k]) * self.slabs[k].kind.size, reverse=True)
+            for kind in by_bytes:
+                slot = self.sieves[kind].evict() if len(self.sieves[kind]) else NONE
+                if slot != NONE:
+                    break
+            else:
+                return
+            entity = self._ids[kind][slot]
+            self._on_evict(kind, entity, slot)
+            del self.index[kind][entity]
+            self._ids[kind][slot] = ""
+            self._free[kind].append(slot)
+            self.bytes_used -= self.slabs[kind].kind.size
+            self.n_evicted += 1

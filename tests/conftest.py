@@ -1,0 +1,156 @@
+"""Fixtures that several tests need: real servers, fresh for each test, and a way to make them fail."""
+
+import asyncio
+import itertools
+import shutil
+import socket
+import struct
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import asyncpg
+import pytest
+
+from service.embedded import EmbeddedServers, EmbeddedUnavailable
+
+_databases = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def embedded_servers() -> Iterator[EmbeddedServers]:
+    """One real Valkey and one real Postgres for all tests; skips where their packages are missing."""
+    # Not tmp_path: sockets need a short path, and nothing of it is worth keeping.
+    directory = Path(tempfile.mkdtemp(prefix="weir-test-"))
+    # A loop of our own, closed again: asyncio.run would take pytest-asyncio's away.
+    loop = asyncio.new_event_loop()
+    try:
+        servers = loop.run_until_complete(EmbeddedServers.start(directory))
+    except EmbeddedUnavailable as error:
+        pytest.skip(str(error))
+
+    async def without_fsync() -> None:
+        connection = await asyncpg.connect(servers.postgres_url)
+        await connection.execute("ALTER SYSTEM SET fsync = off")  # nothing here has to outlive a power failure
+        await connection.execute("SELECT pg_reload_conf()")
+        await connection.close()
+
+    try:
+        loop.run_until_complete(without_fsync())
+        yield servers
+    finally:
+        loop.run_until_complete(servers.stop())
+        loop.close()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def redis_url(embedded_servers: EmbeddedServers) -> str:
+    """URL of an empty Valkey that does not evict."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(unquote(urlsplit(embedded_servers.redis_url).path))
+        client.sendall(b"FLUSHALL\r\nCONFIG SET maxmemory-policy noeviction\r\n")
+        reply = client.makefile("rb")
+        assert [reply.readline(), reply.readline()] == [b"+OK\r\n", b"+OK\r\n"]
+        reply.close()
+    return embedded_servers.redis_url
+
+
+@pytest.fixture
+def postgres_url(embedded_servers: EmbeddedServers) -> str:
+    """URL of an empty database of its own."""
+    name = f"test_{next(_databases)}"
+
+    async def create() -> None:
+        connection = await asyncpg.connect(embedded_servers.postgres_url)
+        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.close()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(create())
+    loop.close()
+    return embedded_servers.postgres_url.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture
+def make_profile() -> Callable[..., bytes]:
+    """`make_profile(lsn, n_bytes=64, fill=b"x")`: bytes with an LSN where every tier looks for it."""
+
+    def make(lsn: int, n_bytes: int = 64, fill: bytes = b"x") -> bytes:
+        return (b"\x01" + bytes(15) + struct.pack("<Q", lsn) + fill * n_bytes)[:n_bytes]
+
+    return make
+
+
+class Proxy:
+    """A TCP port in front of a Unix socket, whose far side can fall silent or die."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._server: asyncio.Server
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen on `port`, any free one the first time."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def freeze(self) -> None:
+        """From here on nothing passes, and nobody is told."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """What was held back passes again."""
+        self._flowing.set()
+
+    async def stop(self) -> None:
+        """Cut every connection and refuse new ones."""
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
+        self._tasks.clear()
+        self._writers.clear()
+        await self._server.wait_closed()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(self._target)
+        self._writers |= {writer, far_writer}
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            self._tasks.add(asyncio.create_task(self._pump(source, sink)))
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(1 << 16):
+                await self._flowing.wait()
+                sink.write(data)
+                await sink.drain()
+        except ConnectionError:
+            pass
+        finally:
+            sink.close()
+
+
+@pytest.fixture
+async def proxy_to() -> AsyncIterator[Callable[[str], Awaitable[Proxy]]]:
+    """`await proxy_to(path)`: a Proxy in front of the Unix socket at `path`."""
+    proxies: list[Proxy] = []
+
+    async def start(path: str) -> Proxy:
+        proxy = Proxy(path)
+        await proxy.start()
+        proxies.append(proxy)
+        return proxy
+
+    yield start
+    for proxy in proxies:
+        proxy.thaw()
+        await proxy.stop()

@@ -1,0 +1,118 @@
+"""The model card: what is written is what is read, and nothing else is accepted."""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from features.plan import Plan, compile_plan
+from features.spec import load_spec
+from models.card import ARTIFACTS, CARD_FILE, CARD_VERSION, MODEL_FILE, ModelCard, Thresholds, load_card, save_artifact
+from models.scorer import ModelError
+
+MODEL = b"any bytes"
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return compile_plan(load_spec("cards"))
+
+
+@pytest.fixture
+def card(plan: Plan) -> ModelCard:
+    digest = hashlib.sha256(MODEL).hexdigest()
+    return ModelCard(
+        card_version=CARD_VERSION,
+        name="cards-mlp",
+        version=digest[:12],
+        sha256=digest,
+        spec=plan.spec_name,
+        plan_hash=plan.hash,
+        feature_names=list(plan.feature_names),
+        thresholds=Thresholds(0.1, 0.5),
+        threshold_rule="picked by hand",
+        metrics={"test_auc": 0.5},
+        data={"rows": "0"},
+        command="weir train",
+        created="2026-01-01T00:00:00+00:00",
+        made_with={},
+    )
+
+
+def test_load_card_saved_artifact_is_equal(tmp_path: Path, card: ModelCard, plan: Plan) -> None:
+    """A saved artifact reads back equal, fits its plan and leaves no temporary file."""
+    save_artifact(tmp_path / "new" / "cards", MODEL, card)
+    loaded = load_card(tmp_path / "new" / "cards")
+    assert loaded == card
+    assert loaded.model == f"cards-mlp@{card.sha256[:12]}"
+    loaded.check(plan)
+    assert sorted(p.name for p in (tmp_path / "new" / "cards").iterdir()) == [CARD_FILE, MODEL_FILE]
+
+
+def test_load_card_nothing_there_is_refused(tmp_path: Path) -> None:
+    """A directory without a card says how to make one."""
+    with pytest.raises(ModelError, match="weir train --out"):
+        load_card(tmp_path)
+
+
+def test_load_card_model_missing_is_refused(tmp_path: Path, card: ModelCard) -> None:
+    """A card without its model is named as such."""
+    save_artifact(tmp_path, MODEL, card)
+    (tmp_path / MODEL_FILE).unlink()
+    with pytest.raises(ModelError, match=MODEL_FILE):
+        load_card(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"any byteS", b"any bytes "])
+def test_load_card_changed_model_is_refused(tmp_path: Path, card: ModelCard, content: bytes) -> None:
+    """One changed byte of the model is noticed."""
+    save_artifact(tmp_path, MODEL, card)
+    (tmp_path / MODEL_FILE).write_bytes(content)
+    with pytest.raises(ModelError, match="sha256"):
+        load_card(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"name": "x"}', b"\xff"])
+def test_load_card_not_a_card_is_refused(tmp_path: Path, card: ModelCard, content: bytes) -> None:
+    """Text that is not a card is refused in one line."""
+    save_artifact(tmp_path, MODEL, card)
+    (tmp_path / CARD_FILE).write_bytes(content)
+    with pytest.raises(ModelError, match="not a model card") as caught:
+        load_card(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_load_card_future_version_is_refused(tmp_path: Path, card: ModelCard) -> None:
+    """A card of a later format is refused by its number."""
+    save_artifact(tmp_path, MODEL, msgspec.structs.replace(card, card_version=CARD_VERSION + 1))
+    with pytest.raises(ModelError, match=f"card version {CARD_VERSION + 1}"):
+        load_card(tmp_path)
+
+
+@pytest.mark.parametrize("thresholds", [Thresholds(0.6, 0.5), Thresholds(-0.1, 0.5), Thresholds(0.5, 1.1)])
+def test_load_card_impossible_thresholds_are_refused(tmp_path: Path, card: ModelCard, thresholds: Thresholds) -> None:
+    """Thresholds out of order or range would decide nonsense."""
+    save_artifact(tmp_path, MODEL, msgspec.structs.replace(card, thresholds=thresholds))
+    with pytest.raises(ModelError, match="review <= decline"):
+        load_card(tmp_path)
+
+
+def test_check_other_spec_is_refused(card: ModelCard) -> None:
+    """A model of one spec never runs on another one's features."""
+    with pytest.raises(ModelError, match="handbook"):
+        card.check(compile_plan(load_spec("handbook")))
+
+
+def test_packaged_cards_model_fits_the_packaged_spec(plan: Plan) -> None:
+    """The committed artifact belongs to the committed spec; after a change of the spec, run its card's command again."""
+    card = load_card(ARTIFACTS / "cards")
+    card.check(plan)
+    assert card.command.startswith("weir generate ")
+
+
+def test_save_artifact_unwritable_place_is_one_line(tmp_path: Path, card: ModelCard) -> None:
+    """A file where the directory should be is a ModelError."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="cannot be written"):
+        save_artifact(tmp_path / "file", MODEL, card)
