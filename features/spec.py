@@ -6,6 +6,8 @@ an undelayed window ends with the event and starts at a tile's border, so it mis
 a delayed window is made of complete tiles only, so it lies up to one tile earlier than its name says.
 """
 
+import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +39,8 @@ WINDOW_OPS: Mapping[str, tuple[Field, ...]] = {
     "fraud_rate": ("count", "frauds"),
 }
 KIND_OPS = ("since_last", "age", "present", "speed_kmh", "changed")
+TILE_MS_MAX = 366 * 86_400_000
+RING_TILES_MAX = 16_384  # 128 KiB of 8-byte cells a field; a profile travels as a whole, so more is a mistake
 UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -148,8 +152,10 @@ def parse_spec(text: str, origin: str) -> Spec:
     """Validate the TOML `text`; `origin` names it in errors. Raises SpecError."""
     try:
         spec = msgspec.convert(tomllib.loads(text), Spec)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except tomllib.TOMLDecodeError as error:  # its message ends with line and column
         raise SpecError(f"{origin}: {error}") from None
+    except msgspec.ValidationError as error:
+        raise SpecError(f"{origin}{_line_of_path(text, str(error))}: {error}") from None
     try:
         _check_currencies(spec)
         _check_names(spec)
@@ -158,15 +164,29 @@ def parse_spec(text: str, origin: str) -> Spec:
         for feature in spec.features:
             _check_feature(feature, spec)
     except ValueError as error:
-        where = str(error).split(":", 1)[0].rsplit(".", 1)[-1].strip("'\"")
-        line = next((i for i, row in enumerate(text.splitlines(), 1) if f'"{where}"' in row), None)
-        raise SpecError(f"{origin}{f':{line}' if line else ''}: {error}") from None
+        raise SpecError(f"{origin}{_line_of_name(text, str(error))}: {error}") from None
     return spec
+
+
+def _line_of_name(text: str, problem: str) -> str:
+    """ ":17" for a problem that starts with "feature.night:" if line 17 gives that name or key, else ""."""
+    name = re.escape(problem.split(":", 1)[0].rsplit(".", 1)[-1])
+    wanted = re.compile(rf"""(.*\bname\s*=\s*["']{name}["'].*|\s*{name}\s*=.*)""")
+    return next((f":{i}" for i, row in enumerate(text.splitlines(), 1) if wanted.fullmatch(row)), "")
+
+
+def _line_of_path(text: str, problem: str) -> str:
+    """ ":17" for a problem with the path "$.feature[3]" if the fourth [[feature]] stands in line 17, else ""."""
+    found = re.search(r"at `\$\.(\w+)\[(\d+)\]", problem)
+    if found is None:
+        return ""
+    rows = [i for i, row in enumerate(text.splitlines(), 1) if row.split("#")[0].strip() == f"[[{found[1]}]]"]
+    return f":{rows[int(found[2])]}" if int(found[2]) < len(rows) else ""
 
 
 def _check_currencies(spec: Spec) -> None:
     for code, rate in spec.currencies.items():
-        if len(code) != 3 or not code.isupper():
+        if not re.fullmatch("[A-Z]{3}", code):
             raise ValueError(f"currencies.{code}: a currency is three capital letters (ISO 4217)")
         if not 0 < rate <= RATE_MILLIONTHS_MAX:
             raise ValueError(f"currencies.{code}: rate {rate} is not within 1 to {RATE_MILLIONTHS_MAX} millionths")
@@ -195,8 +215,8 @@ def _check_kind(kind: Kind) -> None:
             width = duration_ms(ring.tile)
         except ValueError as error:
             raise ValueError(f"{where}: tile: {error}") from None
-        if width < 1000:
-            raise ValueError(f"{where}: tile must be at least 1s")
+        if not 1000 <= width <= TILE_MS_MAX:
+            raise ValueError(f"{where}: tile {ring.tile!r} is not within 1s to {TILE_MS_MAX // 86_400_000}d")
         if len(set(ring.keeps)) != len(ring.keeps) or not ring.keeps:
             raise ValueError(f"{where}: keeps must name each of its fields once")
         if ("distinct" in ring.keeps) != (ring.of is not None):
@@ -208,13 +228,17 @@ def _check_feature(feature: Feature, spec: Spec) -> None:
     kind = next((k for k in spec.kinds if k.name == feature.kind), None)
     if feature.kind is not None and kind is None:
         raise ValueError(f"{where}: unknown kind {feature.kind!r}")
+    if not math.isfinite(feature.scale):
+        raise ValueError(f"{where}: scale must be a finite number")
     if feature.op in WINDOW_OPS:
+        if feature.of is not None:
+            raise ValueError(f"{where}: op {feature.op!r} takes no 'of' (what 'distinct' counts is said by its ring)")
         if kind is None or feature.ring is None or feature.window is None:
             raise ValueError(f"{where}: op {feature.op!r} needs kind, ring and window")
         _check_window(feature, kind, where)
         return
-    if feature.ring is not None or feature.window is not None:
-        raise ValueError(f"{where}: op {feature.op!r} takes neither ring nor window")
+    if feature.ring is not None or feature.window is not None or feature.delay != "0s":
+        raise ValueError(f"{where}: op {feature.op!r} takes no ring, window or delay")
     if (feature.op in KIND_OPS) != (kind is not None):
         raise ValueError(f"{where}: op {feature.op!r} {'needs' if feature.op in KIND_OPS else 'takes no'} kind")
     if (feature.op in ("value", "changed")) != (feature.of is not None):
@@ -233,6 +257,11 @@ def _check_window(feature: Feature, kind: Kind, where: str) -> None:
         if need not in ring.keeps:
             raise ValueError(f"{where}: ring {ring.name!r} does not keep {need!r}")
     width = duration_ms(ring.tile)
-    window, delay = duration_ms(feature.window or ""), duration_ms(feature.delay)
+    try:
+        window, delay = duration_ms(feature.window or ""), duration_ms(feature.delay)
+    except ValueError as error:
+        raise ValueError(f"{where}: window or delay: {error}") from None
     if window <= 0 or window % width or delay % width:
         raise ValueError(f"{where}: window and delay must be whole numbers of {ring.tile} tiles")
+    if (window + delay) // width >= RING_TILES_MAX:
+        raise ValueError(f"{where}: window and delay need {(window + delay) // width} tiles, at most {RING_TILES_MAX - 1}")

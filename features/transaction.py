@@ -15,7 +15,7 @@ TS_SECONDS_MAX = 10**11  # ms; 1973-03-03: a smaller ts is a time in seconds (un
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=ID_LENGTH_MAX)]
 Amount = Annotated[int, msgspec.Meta(ge=0, le=AMOUNT_MAX)]
 Timestamp = Annotated[int, msgspec.Meta(ge=0, le=TS_MAX)]
-Country = Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}$")]
+Country = Annotated[str, msgspec.Meta(pattern="^[A-Z]{2}$", max_length=2)]  # "$" alone lets a newline follow
 Mcc = Annotated[int, msgspec.Meta(ge=0, le=9999)]
 Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]
 Longitude = Annotated[float, msgspec.Meta(ge=-180, le=180)]

@@ -92,7 +92,7 @@ def _clock(raw: Int64s, operands: Int64s) -> tuple[Columns, ...]:
     return hour, weekday, hour <= NIGHT_LAST_HOUR, weekday >= 5
 
 
-def _divide(top: Float64s, bottom: Float64s) -> Float64s:
+def _divide(top: Int64s | Float64s, bottom: Float64s) -> Float64s:
     """top / bottom, and 0 where bottom is 0."""
     return np.where(bottom != 0, top / bottom, 0.0)
 

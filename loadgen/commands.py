@@ -21,14 +21,15 @@ from rich.table import Table
 from features.spec import SpecError
 from loadgen.page import micros
 from loadgen.recorder import LatencySummary, Recorder
-from loadgen.replay import Options, Replay, ReplayStopped, read_tiers, tiers_between
+from loadgen.replay import Options, Replay, ReplayStopped, read_tiers
 from loadgen.report import replay_page
-from loadgen.result import Result, Run, build_result, cpu_seconds
+from loadgen.result import Result, Run, build_result, cpu_seconds, tiers_between
 from loadgen.sender import SendError, Target
 from loadgen.source import Stream, open_dataset, write_scores
 from models.dataset import DatasetError, parse_time_ms
 
 PLAIN_EVERY_S = 5.0  # s between progress lines when the output is not a terminal
+PIPE_WIDTH = 120  # columns of the summary when it goes to a file or a pipe
 OPEN_LOOP_CONNECTIONS = {"http": 64, "batch": 4}  # connections of --rate when --clients does not say
 
 
@@ -216,6 +217,8 @@ def _speed(recorder: Recorder) -> str:
 
 def _print(result: Result) -> None:
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
     rows = result.rows
     table = _table("what", "value")
     table.add_row("scored", f"{rows.scored:,} of {rows.total:,} transactions")

@@ -28,6 +28,7 @@ def micros(us: float) -> str:
 def machine_table(m: Machine) -> Table:
     rows: Sequence[Sequence[Cell]] = [
         ("processor", f"{m.cpu}, {m.cores} core(s) usable"),
+        ("load average, 1 minute", m.load_1m),
         ("memory, GiB", m.memory_gb),
         ("system", m.system),
         ("Python", m.python),

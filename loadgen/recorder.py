@@ -186,10 +186,11 @@ def _counts(codes: npt.NDArray[np.int16], words: list[str]) -> dict[str, int]:
 
 
 class Machine(msgspec.Struct):
-    """What the numbers were measured on."""
+    """What the numbers were measured on. `load_1m`: load average when they were written down."""
 
     cpu: str
     cores: int
+    load_1m: float
     memory_gb: float
     system: str
     python: str
@@ -208,6 +209,7 @@ def machine() -> Machine:
     return Machine(
         cpu=_cpu_model(),
         cores=len(os.sched_getaffinity(0)),
+        load_1m=round(os.getloadavg()[0], 2),
         memory_gb=round(memory, 1),
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),

@@ -115,30 +115,6 @@ async def read_tiers(target: Target, deadline_s: float) -> list[TierCount] | Non
         return None
 
 
-def tiers_between(before: list[TierCount] | None, after: list[TierCount] | None) -> list[TierCount] | None:
-    """What was counted between two readings; a counter that went back was reset by a restart and counts from 0."""
-    if before is None or after is None:
-        return None
-    earlier = {tier.name: tier for tier in before}
-    counted = []
-    for now in after:
-        then = earlier.get(now.name, TierCount(now.name))
-        if now.lookups < then.lookups:
-            then = TierCount(now.name)
-        counted.append(
-            TierCount(
-                name=now.name,
-                enabled=now.enabled,
-                state=now.state,
-                lookups=now.lookups - then.lookups,
-                hits=now.hits - then.hits,
-                misses=now.misses - then.misses,
-                unavailable=now.unavailable - then.unavailable,
-            )
-        )
-    return counted
-
-
 class Replay:
     """One run. `run` returns at the end or after `stop`; `problem` then says why it ended early, if it did."""
 

@@ -160,6 +160,30 @@ def build_result(run: Run, dataset: Dataset, recorder: Recorder) -> Result:
     )
 
 
+def tiers_between(before: list[TierCount] | None, after: list[TierCount] | None) -> list[TierCount] | None:
+    """What was counted between two readings; a counter that went back was reset by a restart and counts from 0."""
+    if before is None or after is None:
+        return None
+    earlier = {tier.name: tier for tier in before}
+    counted = []
+    for now in after:
+        then = earlier.get(now.name, TierCount(now.name))
+        if now.lookups < then.lookups:
+            then = TierCount(now.name)
+        counted.append(
+            TierCount(
+                name=now.name,
+                enabled=now.enabled,
+                state=now.state,
+                lookups=now.lookups - then.lookups,
+                hits=now.hits - then.hits,
+                misses=now.misses - then.misses,
+                unavailable=now.unavailable - then.unavailable,
+            )
+        )
+    return counted
+
+
 def _tier_use(tier: TierCount) -> TierUse:
     return TierUse(
         name=tier.name,

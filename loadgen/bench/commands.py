@@ -17,6 +17,8 @@ from loadgen.bench.http import HttpOptions, HttpResult, run_http
 from loadgen.bench.memory import MemoryOptions, MemoryResult, run_memory
 from loadgen.page import Cell, Figure, Table, machine_table, page
 
+PIPE_WIDTH = 120  # columns of a table that goes to a file or a pipe
+
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")]
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")]
 HtmlOut = Annotated[Path | None, typer.Option("--html", help="Write the result as an HTML page.")]
@@ -127,10 +129,13 @@ def _write(result: HttpResult | MemoryResult, json_out: Path | None, html_out: P
 def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     table = TerminalTable(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        table.add_column(column, justify="left" if column in ("arm", "mode") else "right")
+        table.add_column(column, justify="left" if column in ("arm", "mode") else "right", no_wrap=True)
     for row in rows:
         table.add_row(*(_text(value) for value in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)
+    console.print(table)
 
 
 def _text(value: Cell) -> str:
@@ -142,11 +147,11 @@ def _text(value: Cell) -> str:
 
 
 def _http_table(result: HttpResult) -> tuple[Sequence[str], list[Sequence[Cell]]]:
-    columns = ("mode", "conn.", "arm", "requests/s", "events/s", "of bare", "p50 µs", "p99 µs", "p99.9 µs",
-               "server CPU µs", "server core", "client core", "errors")  # fmt: skip
+    columns = ("mode", "conn.", "arm", "events/s", "of bare", "p50 µs", "p99 µs", "p99.9 µs", "CPU µs/req.",
+               "server core", "client core")  # fmt: skip
     rows: list[Sequence[Cell]] = [
-        (c.mode, c.connections, c.arm, c.requests_per_s, c.rows_per_s, c.ratio_to_bare, c.p50_us, c.p99_us, c.p99_9_us,
-         c.server_cpu_us_per_request, c.server_cpu_share, c.client_cpu_share, c.errors)
+        (c.mode, c.connections, c.arm, c.rows_per_s, c.ratio_to_bare, c.p50_us, c.p99_us, c.p99_9_us,
+         c.server_cpu_us_per_request, c.server_cpu_share, c.client_cpu_share)
         for c in result.cells
     ]  # fmt: skip
     return columns, rows

@@ -47,7 +47,7 @@ def _target(request: web.Request, front: Front) -> tuple[str, str, str]:
 
 
 def _entry(front: Front, name: str, kind: str, entity_id: str) -> dict[str, object]:
-    entry = front.engine.lists.get(name, kind, entity_id, front.engine.clock.now_ms())
+    entry = front.engine.lists.get(name, kind, entity_id, front.engine.now_ms())
     if entry is None:
         raise NotFound(f"this {kind} is not on the {name} list", "id")
     return _shown(name, kind, entity_id, entry.reason, entry.expires)

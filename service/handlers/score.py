@@ -1,7 +1,7 @@
 """POST /v1/score and /v1/score/batch: transactions in, decisions out.
 
-`?commit=false` scores without changing any state, `?explain=1` adds reason codes, `?trace=1` (one transaction) where
-each profile came from. A batch answers 200 if its body can be taken apart; what is wrong with a row is said in its place.
+`?commit=false` scores without changing any state, `?explain=1` adds reason codes, `?trace=1` says where each profile
+came from. A batch answers 200 if its body can be taken apart; what is wrong with a row is said in its place.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ def routes(front: Front) -> list[Route]:
 
 
 async def _score_batch(request: web.Request, front: Front) -> web.Response:
-    flags = read_flags(request, commit=True, explain=False)
+    flags = read_flags(request, commit=True, explain=False, trace=False)
     body = await read_body(request, front.settings.server.batch_body_bytes_max)
     rows, ndjson = split_batch(body, request.content_type.lower(), front.settings.server.batch_rows_max)
     items: list[Transaction | WeirError] = []
@@ -52,7 +52,9 @@ async def _score_batch(request: web.Request, front: Front) -> web.Response:
         if start:
             await asyncio.sleep(0)
         items += decode_batch(rows[start : start + _SLICE_ROWS])
-    results: list[Decision | WeirError] = await front.engine.submit_many(items, commit=flags["commit"]) if items else []
+    results: list[Decision | WeirError] = []
+    if items:
+        results = await front.engine.submit_many(items, commit=flags["commit"], trace=flags["trace"])
     for result in results:
         if isinstance(result, WeirError):
             front.metrics.refused[result.code,] += 1

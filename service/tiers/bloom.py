@@ -140,6 +140,7 @@ class RotatingMaybeSet:
         self._capacity = max(1, capacity // ROTATIONS)
         self._fpp = fpp / (ROTATIONS + 1)  # a look-up probes that many generations; more only above capacity
         self._clock = clock  # ms, any origin
+        self._newest_ms = clock()
         self._backend: Backend = backend
         self._generations_max = generations_max
         self._generations: deque[_Generation] = deque()  # oldest first
@@ -158,16 +159,14 @@ class RotatingMaybeSet:
 
     def add(self, key: bytes) -> None:
         """From now on, for at least the window, `maybe_has(key)` is True."""
-        now_ms = self._clock()
+        now_ms = self._now_ms()
         generation = self._generations[-1] if self._generations else None
         if generation is None or not generation.room or now_ms - generation.first_ms >= self._window_ms // ROTATIONS:
             generation = self._rotate(now_ms)
         if key not in generation.bloom:
             generation.bloom.add(key)
             generation.room -= 1
-        # Also when it was in: a key that comes again starts its window anew, even as a false positive. And a clock that
-        # steps back must not take the newest key's time with it.
-        generation.last_ms = max(generation.last_ms, now_ms)
+        generation.last_ms = now_ms  # also when it was in: a key that comes again, even as a false positive, starts anew
 
     def add_many(self, keys: Iterable[bytes]) -> None:
         """`add` each, as of now."""
@@ -194,7 +193,12 @@ class RotatingMaybeSet:
         return len(self._generations)
 
     def _forgot(self) -> bool:
-        return self._maybe_until_ms is not None and self._clock() <= self._maybe_until_ms
+        return self._maybe_until_ms is not None and self._now_ms() <= self._maybe_until_ms
+
+    def _now_ms(self) -> int:
+        # The newest time that the clock has shown: one that steps back keeps keys longer, never shorter.
+        self._newest_ms = max(self._newest_ms, self._clock())
+        return self._newest_ms
 
     def _rotate(self, now_ms: int) -> "_Generation":
         while self._generations and self._generations[0].last_ms + self._window_ms < now_ms:

@@ -69,6 +69,9 @@ _POSITION = "SELECT lsn FROM weir_positions WHERE consumer = $1"
 _KEYS = "SELECT key FROM weir_profiles WHERE key > $1 ORDER BY key LIMIT $2"
 _INCARNATION = "SELECT pg_postmaster_start_time()::text || '/' || current_database()"
 
+# InternalClientError: asyncpg's answer, now and then, when the server's last words meet a new query on their way.
+_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
 
 class _Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg ships no types
     """A connection that is given back to the pool without a round trip: none of our statements leaves any state."""
@@ -148,7 +151,7 @@ class PostgresPool:
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await pool.close()
-        except (TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except (TimeoutError, *_ERRORS):
             pool.terminate()
 
 
@@ -236,5 +239,5 @@ def _as_unavailable(deadline_ms: int) -> Iterator[None]:
         yield
     except TimeoutError:
         raise TierUnavailable(NAME, f"no answer in {deadline_ms} ms") from None
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except _ERRORS as error:
         raise TierUnavailable(NAME, str(error) or type(error).__name__) from error

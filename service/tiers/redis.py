@@ -6,8 +6,8 @@ that was emptied, restored, or lost its last second in a crash has fewer puts th
 look at the record in the same round trip and raise TierUnavailable instead of using such a store; `read_position`
 accepts what it finds there and starts anew. So no stale profile is read after a restart that the client never noticed.
 
-Cost over a unix socket, 1 KiB profiles: fill 0.13 ms for one key, 0.33 ms for 64; put 0.09 ms for one, 0.6 ms for 64, 7 to 12 µs
-per key in large ones.
+Cost over a unix socket, 1 KiB profiles: fill 0.13 ms for one key, 0.33 ms for 64; put 0.09 ms for one, 0.6 ms for 64,
+7 to 12 µs per key in large ones.
 """
 
 import asyncio

@@ -125,9 +125,7 @@ def main(arguments: Sequence[str]) -> None:
         sys.stdout.write(json.dumps({**machine, "rows": chosen.rows, "results": results}, indent=1) + "\n")
         return
     for result in results:
-        line = (
-            "{spec:9} {merchants:10} n={batch:<5} advance {advance_us:7.2f}  vectors {vectors_us:7.2f}  total {total_us:7.2f} µs/tx"
-        )
+        line = "{spec:9} {merchants:10} n={batch:<5} advance {advance_us:7.2f}  vectors {vectors_us:7.2f}  total {total_us:7.2f} µs/tx"
         sys.stdout.write(f"{line}  waves {{waves:5}}  {{checksum}}\n".format(**result))
 
 

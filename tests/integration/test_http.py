@@ -35,7 +35,7 @@ class EngineDouble:
         self.error: Exception | None = None
         self.calls: list[tuple[Any, ...]] = []
         self.plan = SimpleNamespace(kinds=[SimpleNamespace(name="card"), SimpleNamespace(name="merchant")])
-        self.clock = SimpleNamespace(now_ms=lambda: 1750000000000)
+        self.now_ms = lambda: 1750000000000
         self.entries: dict[tuple[str, str, str], ListEntry] = {}
         self.lists = SimpleNamespace(get=lambda name, kind, id, now_ms: self.entries.get((name, kind, id)))
         self.ready = (True, "")
@@ -45,9 +45,9 @@ class EngineDouble:
         return self._done(_decision(tx, {"l1": 1} if trace else None))
 
     def submit_many(
-        self, items: list[Transaction | errors.WeirError], *, commit: bool = True
+        self, items: list[Transaction | errors.WeirError], *, commit: bool = True, trace: bool = False
     ) -> asyncio.Future[list[Decision | errors.WeirError]]:
-        self._note("submit_many", len(items), commit)
+        self._note("submit_many", len(items), commit, trace)
         return self._done([item if isinstance(item, errors.WeirError) else _decision(item) for item in items])
 
     async def label(self, labels: list[Label]) -> list[LabelReply]:
@@ -264,8 +264,9 @@ async def test_unknown_path_is_404(service: Service, path: str) -> None:
 async def test_batch_array_errors_in_place(service: Service) -> None:
     """The reply has one entry per row, in order."""
     body = b"[" + BODY + b"," + BODY.replace(b"1299", b"-1") + b"]"
-    status, reply, _ = await service.call("POST", "/v1/score/batch?explain=1", body)
+    status, reply, _ = await service.call("POST", "/v1/score/batch?explain=1&commit=0", body)
     assert status == 200
+    assert service.engine.calls == [("submit_many", 2, False, False)]
     assert [entry["event_id"] for entry in reply] == ["t-1", "t-1"]
     assert reply[0]["reasons"] == ["R"]
     assert reply[1]["error"]["field"] == "amount"

@@ -10,9 +10,9 @@ import pytest
 
 from loadgen.page import latency_figure, micros, page
 from loadgen.recorder import Recorder
-from loadgen.replay import Options, TierCount, tiers_between
+from loadgen.replay import Options, TierCount
 from loadgen.report import replay_page
-from loadgen.result import Result, Run, build_result
+from loadgen.result import Result, Run, build_result, tiers_between
 from models.dataset import Dataset, Texts
 
 T0 = 1_750_000_000_000

@@ -1,0 +1,112 @@
+"""The style guide's countable rules: file and function sizes, one client library per module, notes with numbers."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("service", "features", "models", "loadgen")
+FILE_LINES_MAX = 500
+FUNCTION_LINES_MAX = 70
+FILE_KIB_MAX = 512
+
+# Third-party clients and the modules that may import them.
+CLIENTS = {
+    "rocksdict": {"service/tiers/l2.py"},
+    "redis": {"service/tiers/redis.py"},
+    "asyncpg": {"service/tiers/postgres.py"},
+    "rbloom": {"service/tiers/bloom.py"},
+    "pybloom_live": {"service/tiers/bloom.py"},
+    "onnxruntime": {"models/onnx_scorer.py"},
+    "sklearn": {"models/train.py"},
+    "onnx": {"models/graph.py"},
+    "prometheus_client": {"service/metrics.py"},
+    "uvloop": {"service/app.py", "loadgen/replay.py", "loadgen/bench/bare_aiohttp.py"},
+}
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files that git knows or would take, below the root."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def python_files() -> list[Path]:
+    """Every Python file of the project."""
+    return tracked("*.py")
+
+
+def relative(path: Path) -> str:
+    """`path` as it stands in messages."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_python_files_are_short_enough() -> None:
+    """No module is longer than the limit of the style guide."""
+    too_long = {relative(p): n for p in python_files() if (n := len(p.read_text().splitlines())) > FILE_LINES_MAX}
+    assert too_long == {}
+
+
+def test_functions_are_short_enough() -> None:
+    """No function is longer than the limit of the style guide."""
+    too_long = {}
+    for path in python_files():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                n_lines = node.end_lineno - node.lineno + 1
+                if n_lines > FUNCTION_LINES_MAX:
+                    too_long[f"{relative(path)}:{node.name}"] = n_lines
+    assert too_long == {}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_client_library_is_imported_in_its_module_only(client: str) -> None:
+    """Others see our own protocol, never the client's types."""
+    importers = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and node.level == 0:
+                    names = [node.module or ""]
+                if any(name.split(".")[0] == client for name in names):
+                    importers.add(relative(path))
+    assert importers <= CLIENTS[client]
+
+
+def test_modules_begin_with_their_contract() -> None:
+    """Every module that holds anything says in its docstring what it is for."""
+    silent = []
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            if tree.body and ast.get_docstring(tree) is None:
+                silent.append(relative(path))
+    assert silent == []
+
+
+def test_notes_carry_an_issue_number() -> None:
+    """A TODO names its issue; a FIXME does not reach main."""
+    bad = []
+    for path in python_files():
+        if path == Path(__file__):
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if re.search(r"\bFIXME\b|\bTODO\b(?!\(#\d+\))", line):
+                bad.append(f"{relative(path)}:{number}")
+    assert bad == []
+
+
+def test_tests_are_no_packages() -> None:
+    """pytest runs in importlib mode: an __init__.py under tests would change what is imported."""
+    assert [relative(p) for p in tracked("tests/**/__init__.py", "tests/__init__.py")] == []
+
+
+def test_files_are_small() -> None:
+    """Nothing large is committed: data is fetched or generated."""
+    large = {relative(p): p.stat().st_size // 1024 for p in tracked() if p.stat().st_size > FILE_KIB_MAX * 1024}
+    assert large == {}
