@@ -182,12 +182,12 @@ class _Layout:
         header_words = -(-self.next_word // LINE_WORDS) * LINE_WORDS
         rings, end = self._rings(header_words * 8)
         size = -(-end // (LINE_WORDS * 8)) * LINE_WORDS * 8
-        shape = repr((self.kind, size, header_words, remembered, [msgspec.to_builtins(r) for r in rings]))
-        layout = int.from_bytes(hashlib.sha256(shape.encode()).digest()[:8], "little") >> 1
-        return KindPlan(
-            self.kind.name, number, self.kind.id, size, header_words, state_word, remembered,
-            rings, blocks, layout, raw_start,
+        compiled = KindPlan(
+            self.kind.name, number, self.kind.id, size, header_words, state_word, remembered, rings, blocks, 0, 0,
         )  # fmt: skip
+        # Profiles outlive plans: the layout is of this kind alone, wherever it stands among the others.
+        layout = int.from_bytes(hashlib.sha256(_pack_kind(compiled)).digest()[:8], "little") >> 1
+        return msgspec.structs.replace(compiled, layout=layout, raw_start=raw_start)
 
     def _remember(self) -> tuple[RememberedPlan, ...]:
         remembered: list[RememberedPlan] = []
@@ -310,19 +310,23 @@ def _raw_word(kind: KindPlan, word: int) -> int:
 
 def _pack(kinds: list[KindPlan], features: tuple[FeaturePlan, ...], currencies: dict[str, int]) -> bytes:
     out = [PLAN_MAGIC, struct.pack("<4I", len(COLUMNS), len(kinds), len(features), len(currencies))]
-    for k in kinds:
-        head = (k.size, k.header_words, k.state_word, k.raw_start, len(k.remembered), len(k.blocks))
-        out += [_text(k.name), _text(k.id_field), struct.pack("<6iqi", *head, k.layout, len(k.rings))]
-        out += [struct.pack(f"<{2 + len(r.columns)}i", r.ts_word, len(r.columns), *r.columns) for r in k.remembered]
-        out += [struct.pack("<4i", b.code, b.of, b.start, b.stop) for b in k.blocks]
-        for r in k.rings:
-            out += [_text(r.name), struct.pack("<q4i", r.tile_ms, r.tiles, r.of, len(r.fields), len(r.windows))]
-            out += [struct.pack("<3i", f.code, f.open_word, f.cells) for f in r.fields]
-            out += [struct.pack("<4i", w.code, w.skip, w.tiles, w.word) for w in r.windows]
+    out += [_pack_kind(kind) for kind in kinds]
     for f in features:
         out += [_text(f.name), struct.pack("<2id", f.op, int(f.log1p), f.scale), struct.pack("<i", len(f.operands))]
         out += [struct.pack(f"<{len(f.operands)}i", *f.operands)]
     out += [code.encode() + struct.pack("<q", rate) for code, rate in sorted(currencies.items())]
+    return b"".join(out)
+
+
+def _pack_kind(k: KindPlan) -> bytes:
+    head = (k.size, k.header_words, k.state_word, k.raw_start, len(k.remembered), len(k.blocks))
+    out = [_text(k.name), _text(k.id_field), struct.pack("<6iqi", *head, k.layout, len(k.rings))]
+    out += [struct.pack(f"<{2 + len(r.columns)}i", r.ts_word, len(r.columns), *r.columns) for r in k.remembered]
+    out += [struct.pack("<4i", b.code, b.of, b.start, b.stop) for b in k.blocks]
+    for r in k.rings:
+        out += [_text(r.name), struct.pack("<q4i", r.tile_ms, r.tiles, r.of, len(r.fields), len(r.windows))]
+        out += [struct.pack("<3i", f.code, f.open_word, f.cells) for f in r.fields]
+        out += [struct.pack("<4i", w.code, w.skip, w.tiles, w.word) for w in r.windows]
     return b"".join(out)
 
 

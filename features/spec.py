@@ -209,6 +209,8 @@ def _check_names(spec: Spec) -> None:
 
 
 def _check_kind(kind: Kind) -> None:
+    if len(set(kind.remember)) != len(kind.remember):
+        raise ValueError(f"kind.{kind.name}: remember must name each field once")
     for ring in kind.ring:
         where = f"kind.{kind.name}.ring.{ring.name}"
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from plotly.offline import get_plotlyjs
 
-from loadgen.recorder import Machine
+from models.machine import Machine
 
 Figure = dict[str, Any]  # {"data": [...], "layout": {...}} as Plotly takes it
 Cell = str | int | float | None

@@ -5,14 +5,9 @@ to arrays; histograms are filled afterwards (recording one value costs 1.4 µs i
 """
 
 import math
-import os
-import platform
-import subprocess
 import time
 from array import array
 from collections import Counter
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,7 +18,6 @@ from hdrh.histogram import HdrHistogram
 LATENCY_US_MAX = 3_600_000_000  # µs; one hour, far past every deadline
 DIGITS = 3  # significant digits kept: every percentile is within 0.1 %
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9}
-VERSIONS_OF = ("weir", "uvloop", "httptools", "msgspec", "numpy", "onnxruntime", "rocksdict", "aiohttp")
 
 
 class Latencies:
@@ -183,66 +177,3 @@ class Recorder:
 def _counts(codes: npt.NDArray[np.int16], words: list[str]) -> dict[str, int]:
     counts = np.bincount(codes, minlength=len(words))
     return {word: int(count) for word, count in zip(words, counts, strict=True) if count}
-
-
-class Machine(msgspec.Struct):
-    """What the numbers were measured on. `load_1m`: load average when they were written down."""
-
-    cpu: str
-    cores: int
-    load_1m: float
-    memory_gb: float
-    system: str
-    python: str
-    versions: dict[str, str]
-    commit: str | None
-
-
-def machine() -> Machine:
-    versions = {}
-    for name in VERSIONS_OF:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Machine(
-        cpu=_cpu_model(),
-        cores=len(os.sched_getaffinity(0)),
-        load_1m=round(os.getloadavg()[0], 2),
-        memory_gb=round(memory, 1),
-        system=f"{platform.system()} {platform.release()}",
-        python=platform.python_version(),
-        versions=versions,
-        commit=_commit(),
-    )
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this file is in, with "+" if it has changes; None outside of one."""
-    here = Path(__file__).resolve().parent
-    try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5, check=True
-        )
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

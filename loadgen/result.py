@@ -12,14 +12,13 @@ from loadgen.recorder import (
     ErrorCount,
     Latencies,
     LatencySummary,
-    Machine,
     Recorder,
-    machine,
     percentile_curve,
     summarise,
 )
 from loadgen.replay import Options, TierCount
 from models.dataset import Dataset
+from models.machine import Machine, machine
 from models.metrics import Quality, quality
 
 TIME_BINS = 60  # bins of event time in the outcome mix

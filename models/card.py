@@ -29,7 +29,7 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`version` is the start of `sha256`, the digest of model.onnx; times are ISO 8601 UTC."""
+    """`version` is the start of `sha256`, the digest of model.onnx; times are ISO 8601 UTC; `note` is for who deploys it."""
 
     card_version: int
     name: str
@@ -45,6 +45,7 @@ class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     command: str
     created: str
     made_with: dict[str, str]
+    note: str = ""
 
     @property
     def model(self) -> str:

@@ -21,7 +21,7 @@ from features.spec import Spec, SpecError, load_spec
 from features.transaction import InvalidTransaction
 from models import generator
 from models.card import ModelCard
-from models.dataset import Dataset, DatasetError, parse_time_ms, read_dataset
+from models.dataset import Dataset, DatasetError, convert_amounts, parse_time_ms, read_dataset
 from models.evaluate import evaluate_model, evaluate_scores
 from models.metrics import Quality
 from models.scorer import ModelError
@@ -42,6 +42,15 @@ ToOption = Annotated[str | None, typer.Option("--to", metavar="DATE", help="day 
 WarmUpOption = Annotated[
     int | None, typer.Option(min=0, help="days of history read before --from [default: the spec's longest ring]")
 ]
+ColumnsOption = Annotated[
+    str | None, typer.Option(metavar="SPEC", help="read the file by this spec's columns (cards: weir generate) [default: --spec]")
+]
+
+GENERATED_NOTE = (
+    "Trained on a generated stream, so that the service starts out of the box: its scores say nothing about real"
+    " transactions. Train a model on your own file: weir train --spec {spec} --data FILE.parquet --out DIR, then"
+    " weir serve --set spec={spec} --set model=DIR"
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -97,6 +106,7 @@ def train(
     from_: FromOption = None,
     to: ToOption = None,
     warm_up_days: WarmUpOption = None,
+    columns: ColumnsOption = None,
 ) -> None:
     """Train the network on [--from, --to), test it on the week that follows the label delay, write the artifact."""
     with _one_line_errors():
@@ -107,10 +117,13 @@ def train(
         ts_from, ts_to = _time(from_, "--from"), _time(to, "--to")
         delay_ms = loaded.source.label.delay_ms if loaded.source.label is not None else 0
         end = None if ts_to is None else ts_to + delay_ms + training.TEST_MS
-        dataset = _read(data, loaded, plan, ts_from, end, warm_up_days)
-        command = _train_command(data, out, spec, seed, from_, to, warm_up_days)
+        dataset = _read(data, loaded, plan, ts_from, end, warm_up_days, columns)
+        origin = _origin(data)
+        given = {"--from": from_, "--to": to, "--warm-up-days": warm_up_days, "--columns": columns}
+        command = _train_command(origin, data, out, spec, seed, given)
+        note = GENERATED_NOTE.format(spec=spec) if origin else ""
         with _bars() as progress:
-            card = training.train_model(loaded, dataset, out, seed, ts_from, ts_to, command, progress)
+            card = training.train_model(loaded, dataset, out, seed, ts_from, ts_to, command, progress, note)
     _print_card(card, out)
 
 
@@ -122,6 +135,7 @@ def evaluate(
     from_: FromOption = None,
     to: ToOption = None,
     warm_up_days: WarmUpOption = None,
+    columns: ColumnsOption = None,
 ) -> None:
     """Print AUC, average precision and card precision at 100 of a file of scores, or of a model on a file."""
     with _one_line_errors():
@@ -130,7 +144,7 @@ def evaluate(
         elif scores is None and data is not None and model is not None:
             loaded, plan = _load(spec)
             ts_from, ts_to = _time(from_, "--from"), _time(to, "--to")
-            dataset = _read(data, loaded, plan, ts_from, ts_to, warm_up_days)
+            dataset = _read(data, loaded, plan, ts_from, ts_to, warm_up_days, columns)
             with _bars() as progress:
                 figures, what = evaluate_model(plan, dataset, model, ts_from, progress), f"{model.name} on {data.name}"
         else:
@@ -171,30 +185,47 @@ def _time(text: str | None, option: str) -> int | None:
         raise CommandError(f"{option}: {text!r} is not a date such as 2018-07-25") from None
 
 
-def _read(data: Path, spec: Spec, plan: Plan, ts_from: int | None, ts_to: int | None, warm_up_days: int | None) -> Dataset:
-    """The rows up to ts_to with the history before ts_from that fills the profiles. Raises DatasetError."""
+def _read(
+    data: Path,
+    spec: Spec,
+    plan: Plan,
+    ts_from: int | None,
+    ts_to: int | None,
+    warm_up_days: int | None,
+    columns: str | None,
+) -> Dataset:
+    """The rows up to ts_to with the history before ts_from that fills the profiles. Raises DatasetError.
+
+    `columns` names another spec whose column mapping reads the file; amounts are then given in that spec's base currency.
+    """
     if ts_from is not None and ts_to is not None and ts_from >= ts_to:
         raise CommandError("--from must be before --to")
     warm_up_ms = plan.longest_ms if warm_up_days is None else warm_up_days * DAY_MS
-    dataset = read_dataset(data, spec.source, None if ts_from is None else ts_from - warm_up_ms, ts_to)
+    source = spec if columns is None else load_spec(columns)
+    dataset = read_dataset(data, source.source, None if ts_from is None else ts_from - warm_up_ms, ts_to)
     if dataset.n_rows == 0:
         raise DatasetError(f"{data}: holds no transactions in this range")
-    return dataset
+    return dataset if columns is None else convert_amounts(dataset, source.currencies, source.base_currency)
 
 
-def _train_command(
-    data: Path, out: Path, spec: str, seed: int, from_: str | None, to: str | None, warm_up_days: int | None
-) -> str:
-    """The command that makes this artifact again; for a generated stream also the one that makes the stream."""
-    parts = ["weir", "train", "--spec", spec, "--data", data.name, "--out", str(out), "--seed", str(seed)]
-    for option, value in (("--from", from_), ("--to", to), ("--warm-up-days", warm_up_days)):
-        if value is not None:
-            parts += [option, str(value)]
+def _origin(data: Path) -> str | None:
+    """The command that generated the file; None for a file of the user's own."""
     try:
         origin = (pq.read_schema(data).metadata or {}).get(b"weir.command")
     except pa.ArrowException:
-        origin = None
-    return shlex.join(parts) if origin is None else f"{origin.decode()} && {shlex.join(parts)}"
+        return None
+    return None if origin is None else origin.decode()
+
+
+def _train_command(
+    origin: str | None, data: Path, out: Path, spec: str, seed: int, given: dict[str, str | int | None]
+) -> str:
+    """The command that makes this artifact again; for a generated stream also the one that makes the stream."""
+    parts = ["weir", "train", "--spec", spec, "--data", data.name, "--out", str(out), "--seed", str(seed)]
+    for option, value in given.items():
+        if value is not None:
+            parts += [option, str(value)]
+    return shlex.join(parts) if origin is None else f"{origin} && {shlex.join(parts)}"
 
 
 @contextmanager
@@ -238,6 +269,8 @@ def _print_card(card: ModelCard, out: Path) -> None:
     )
     Console().print(_quality_table(f"{card.model}, test week from {card.data['test_from'][:10]}", figures))
     typer.echo(f"{out}: review from {card.thresholds.review:.4f}, decline from {card.thresholds.decline:.4f}")
+    if card.note:
+        typer.echo(card.note)
 
 
 def _quality_table(what: str, figures: Quality) -> Table:

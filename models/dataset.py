@@ -7,6 +7,7 @@ distinct text is held once.
 """
 
 import datetime as dt
+from collections.abc import Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,23 @@ def read_dataset(
     except (DatasetError, pa.ArrowException) as error:
         raise DatasetError(f"{path}: {error}") from None
     return Dataset(len(ts), ts, amount, labels, label_ts, columns)
+
+
+def convert_amounts(dataset: Dataset, rates: Mapping[str, int], currency: str) -> Dataset:
+    """The same rows with every amount in minor units of `currency`, at `rates` (millionths), rounded half up as profiles do.
+
+    Raises DatasetError for a currency that has no rate.
+    """
+    given = dataset.columns["currency"]
+    assert isinstance(given, Texts), "currencies are texts"
+    codes = given.values[:-1].tolist()
+    unknown = sorted(set(codes) - set(rates))
+    if unknown:
+        raise DatasetError(f"the file holds amounts in {', '.join(unknown)}; rates are known for {', '.join(rates)}")
+    rate = np.array([*(rates[code] for code in codes), 0], np.int64)[given.codes]
+    amount = (dataset.amount * rate + 500_000) // 1_000_000
+    column = Texts(np.zeros(dataset.n_rows, np.int32), np.array([currency, None], object))
+    return msgspec.structs.replace(dataset, amount=amount, columns=dataset.columns | {"currency": column})
 
 
 def _read_table(path: Path, source: Source, ts_from: int | None, ts_to: int | None) -> pa.Table:

@@ -78,8 +78,11 @@ def train_model(
     ts_to: int | None = None,
     command: str = "",
     progress: Progress | None = None,
+    note: str = "",
 ) -> ModelCard:
     """Train on [ts_from, ts_to) (ms, defaults in plan_split), write model.onnx and card.json to out_dir.
+
+    `command` and `note` go into the card.
 
     Raises TrainError (too short, too few frauds), ModelError (out_dir), InvalidTransaction (a row the engine refuses).
     """
@@ -99,7 +102,7 @@ def train_model(
     cards = dataset.card_ids[test:last]
     figures = _metrics(quality(risk, dataset.labels[test:last], dataset.ts[test:last], cards), risk, thresholds)
     figures["n_parameters"] = network.n_parameters
-    card = _card(plan, model, thresholds, figures, split, dataset.n_rows, seed, command)
+    card = _card(plan, model, thresholds, figures, split, dataset.n_rows, seed, command, note)
     save_artifact(out_dir, model, card)
     return card
 
@@ -218,6 +221,7 @@ def _card(
     n_rows: int,
     seed: int,
     command: str,
+    note: str,
 ) -> ModelCard:
     digest = hashlib.sha256(model).hexdigest()
     times = {name: _day(value) for name, value in msgspec.structs.asdict(split).items()}
@@ -236,6 +240,7 @@ def _card(
         command=command,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         made_with={name: version(name) for name in ("numpy", "scikit-learn", "onnx")},
+        note=note,
     )
 
 

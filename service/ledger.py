@@ -55,9 +55,12 @@ class Ledger:
         nothing. Raises TierUnavailable; then the call may be repeated.
         """
         assert not rows or rows[-1].lsn <= position, "a row above the position would be added again"
-        async with self._pool.connection(self._deadline_ms) as connection, connection.transaction():
+        async with self._pool.connection(self._deadline_ms) as connection:
+            # Not connection.transaction(): it rolls back politely, which would wait for a server that fell silent.
+            await connection.execute("BEGIN")
             stored: int = await connection.fetchval(_LOCK, CONSUMER)
             if position <= stored:
+                await connection.execute("ROLLBACK")
                 return
             await connection.copy_records_to_table(
                 "weir_ledger", records=_records(rows, stored), columns=LedgerRow.__struct_fields__
@@ -65,6 +68,7 @@ class Ledger:
             if labels:
                 await connection.execute(_LABEL, list(labels), list(labels.values()))
             await connection.execute(_ADVANCE, CONSUMER, position)
+            await connection.execute("COMMIT")
 
     async def set_labels(self, labels: Mapping[int, int]) -> None:
         """Set the label (1 fraud, 0 legit) of the transactions with these LSNs; unknown ones are ignored."""

@@ -17,8 +17,8 @@ import msgspec
 from loadgen.bench.children import BenchError, Child, add_key, pinned, script, start_weir
 from loadgen.bench.closed_loop import ClosedLoop, Sample
 from loadgen.bench.payloads import Payloads
-from loadgen.recorder import Machine, machine
 from loadgen.sender import Client, SendError, Target
+from models.machine import Machine, machine
 
 ARMS = ("null", "bare aiohttp", "weir")
 TOUCH_ROWS = 256  # cards per batch when the profiles are made

@@ -9,8 +9,8 @@ import msgspec
 
 from loadgen.bench.children import BenchError, Child, add_key, start_weir
 from loadgen.bench.payloads import Payloads
-from loadgen.recorder import Machine, machine
 from loadgen.sender import Client, SendError, Target
+from models.machine import Machine, machine
 
 BATCH_ROWS = 1_000  # new cards per request
 SETTLE_S = 2.0  # s for write-behind after the last batch

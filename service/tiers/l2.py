@@ -10,7 +10,8 @@ not take the others along even with it on (tried: the family beside it was empty
 flushes gives the guarantee without making every full memtable of one family flush all of them.
 
 Cost, 1 KiB profiles, 200,000 keys, 2 cores: get 6 to 9 µs, list-get 3.5 to 6 µs per key, write 1.3 µs per key,
-a hop to the worker thread 90 µs. get and write hold the GIL, list-get and flush release it.
+put with its compare 6 to 10 µs per key, a hop to the worker thread 90 µs. get and write hold the GIL, list-get and
+flush release it.
 """
 
 import asyncio

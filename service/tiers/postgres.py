@@ -133,15 +133,8 @@ class PostgresPool:
         if self._pool is None:
             raise TierUnavailable(NAME, "not connected")
         with _as_unavailable(deadline_ms):
-            async with self._gate.enter(deadline_ms):
-                connection = await self._pool.acquire()
-                try:
-                    yield connection
-                except BaseException:
-                    connection.terminate()  # a polite cancel would wait for the server that just missed its deadline
-                    raise
-                finally:
-                    await self._pool.release(connection)
+            async with self._gate.enter(deadline_ms), _lease(self._pool) as connection:
+                yield connection
 
     async def close(self) -> None:
         """Let running calls end, within CLOSE_TIMEOUT_S, and close the connections."""
@@ -215,8 +208,22 @@ class PostgresTier:
             raise TierUnavailable(NAME, "the server was restarted or replaced; its position has to be read again")
 
 
+@asynccontextmanager
+async def _lease(pool: Any) -> AsyncIterator[Any]:
+    """A connection of the pool for the body; terminated if that fails, which also ends a transaction that is open."""
+    connection = await pool.acquire()
+    try:
+        yield connection
+    except BaseException:
+        connection.terminate()  # a polite cancel or rollback would wait for the server that just missed its deadline
+        raise
+    finally:
+        await pool.release(connection)
+
+
 async def _migrate(pool: Any) -> None:
-    async with pool.acquire() as connection, connection.transaction():
+    async with _lease(pool) as connection:
+        await connection.execute("BEGIN")  # connection.transaction() would roll back politely, see _lease
         await connection.execute("SELECT pg_advisory_xact_lock($1)", SCHEMA_LOCK)
         if await connection.fetchval("SELECT to_regclass('weir_schema')") is None:
             await connection.execute("CREATE TABLE weir_schema (version int NOT NULL)")
@@ -230,6 +237,7 @@ async def _migrate(pool: Any) -> None:
             await connection.execute(migration)
         if version < len(MIGRATIONS):
             await connection.execute("UPDATE weir_schema SET version = $1", len(MIGRATIONS))
+        await connection.execute("COMMIT")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What a transaction costs in the pure core: advance and vectors, by batch size, spec and spread of merchants.
 
 `python tests/bench/bench_features.py [--rows N] [--json]`. Profiles are warm (one pass before the clock starts), the stream is
-drawn from a fixed seed and time order, one card in 2,000 events of the generator's shape. It does not show decoding, look-ups,
+drawn from a fixed seed, in time order, over 2,000 cards. It does not show decoding, look-ups,
 the model, or cold memory: all profiles of this run fit the processor's caches far better than two million cards would.
 """
 
@@ -124,9 +124,11 @@ def main(arguments: Sequence[str]) -> None:
         machine = {"python": platform.python_version(), "numpy": np.__version__, "machine": platform.platform(), "seed": SEED}
         sys.stdout.write(json.dumps({**machine, "rows": chosen.rows, "results": results}, indent=1) + "\n")
         return
+    row = (
+        "{spec:9} {merchants:10} n={batch:<5} advance {advance_us:7.2f}  vectors {vectors_us:7.2f}  total {total_us:7.2f} µs/tx"
+    )
     for result in results:
-        line = "{spec:9} {merchants:10} n={batch:<5} advance {advance_us:7.2f}  vectors {vectors_us:7.2f}  total {total_us:7.2f} µs/tx"
-        sys.stdout.write(f"{line}  waves {{waves:5}}  {{checksum}}\n".format(**result))
+        sys.stdout.write((row + "  waves {waves:5}  {checksum}\n").format(**result))
 
 
 if __name__ == "__main__":

@@ -46,10 +46,26 @@ else:
 """
 
 
-@pytest.fixture
-def data_dir(embedded_servers: EmbeddedServers) -> Iterator[Path]:
-    """A directory with a short path; the session's servers only tell whether the packages are there."""
+@pytest.fixture(scope="session")
+def template(embedded_servers: EmbeddedServers) -> Iterator[Path]:
+    """A data directory as a first start leaves it; the session's servers only tell whether the packages are there."""
     directory = Path(tempfile.mkdtemp(prefix="weir-test-"))
+
+    async def start_and_stop() -> None:
+        await (await EmbeddedServers.start(directory)).stop()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start_and_stop())
+    loop.close()
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def data_dir(template: Path) -> Iterator[Path]:
+    """A copy of the template, with a short path."""
+    directory = Path(tempfile.mkdtemp(prefix="weir-test-"))
+    subprocess.run(["cp", "-a", template / "embedded", directory], check=True)  # keeps owners, unlike copytree
     yield directory
     shutil.rmtree(directory)
 
@@ -142,7 +158,6 @@ async def test_embedded_second_owner_is_refused(data_dir: Path) -> None:
 
 async def test_embedded_pid_file_of_a_stranger_signals_nobody(data_dir: Path) -> None:
     """A recorded pid that belongs to some other process by now is left alone."""
-    (data_dir / "embedded").mkdir()
     with subprocess.Popen(["sleep", "60"]) as stranger:  # noqa: ASYNC220  # takes 1 ms
         for name in ("valkey", "postgres"):
             (data_dir / "embedded" / f"{name}.pid").write_text(str(stranger.pid))
@@ -165,8 +180,6 @@ async def test_embedded_missing_package_names_the_command(data_dir: Path, monkey
 
 async def test_embedded_server_that_refuses_is_quoted(data_dir: Path) -> None:
     """A server that ends at once gives one error with the end of its log; the other one is stopped."""
-    servers = await EmbeddedServers.start(data_dir)
-    await servers.stop()
     (data_dir / "embedded/postgres/postgresql.conf").write_text("no_such_setting = 1\n")
     with pytest.raises(EmbeddedUnavailable, match=r"embedded postgres ended with code 1.*no_such_setting"):
         await EmbeddedServers.start(data_dir)

@@ -1,7 +1,10 @@
 """The ledger: rows, labels and position move together, once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -104,6 +107,33 @@ async def test_ledger_position_is_its_own(pool: PostgresPool) -> None:
     tier = PostgresTier(pool)
     await Ledger(pool).append([], 7)
     assert await tier.read_position() == 0
+
+
+async def test_ledger_server_falls_silent_raises_within_deadline_and_retries(
+    postgres_url: str, proxy_to: Callable[[str], Awaitable[Any]]
+) -> None:
+    """A server that stops answering, before or in the middle of an append, costs the deadline; the retry adds rows once."""
+    url = urlsplit(postgres_url)
+    proxy = await proxy_to(unquote(url.query.removeprefix("host=")) + "/.s.PGSQL.5432")
+    pool = PostgresPool(f"postgresql://weir@127.0.0.1:{proxy.port}{url.path}")
+    proxy.freeze()
+    start = time.monotonic()
+    with pytest.raises(TierUnavailable, match="no answer in 100 ms"):
+        await pool.open(deadline_ms=100)
+    proxy.thaw()
+    await pool.open()
+    ledger = Ledger(pool, deadline_ms=300)
+    rows = [row(lsn) for lsn in range(1, 4000)]
+    append = asyncio.create_task(ledger.append(rows, 4000))
+    await asyncio.sleep(0.01)
+    proxy.freeze()
+    with pytest.raises(TierUnavailable, match="no answer in 300 ms"):
+        await append
+    assert time.monotonic() - start < 1
+    proxy.thaw()
+    await Ledger(pool).append(rows, 4000)
+    assert await lsns(pool) == list(range(1, 4000))
+    await pool.close()
 
 
 async def test_ledger_before_open_raises_tier_unavailable(postgres_url: str) -> None:

@@ -33,7 +33,8 @@ def stream(seed: int) -> tuple[list[Transaction], dict[int, Label]]:
         card, merchant, device, ip = (int(n) for n in rng.choice(60, 4, p=weights))
         txs.append(
             Transaction(
-                f"e{i}", int(ts[i]), int(rng.lognormal(8, 3)) % 10**10, "USD" if i % 5 == 0 else "EUR", f"c{card}", f"m{merchant}",
+                f"e{i}", int(ts[i]), int(rng.lognormal(8, 3)) % 10**10, "EUR" if i % 5 else "USD",
+                f"c{card}", f"m{merchant}",
                 device_id=f"d{device}" if rng.random() < 0.7 else None, ip=f"i{ip}" if rng.random() < 0.6 else None,
                 country=[None, "DE", "FR"][i % 3], mcc=5411, channel=CHANNELS[i % 5],
                 lat=float(rng.uniform(-90, 90)) if i % 4 else None, lon=float(i % 360 - 180) if i % 4 else None,
@@ -87,7 +88,7 @@ def test_advance_any_batch_size_same_bytes_and_vectors(spec_name: str, sizes: tu
 @pytest.mark.parametrize("size", [1, ONE_BY_ONE_ROWS, ONE_BY_ONE_ROWS + 1, 500])
 def test_advance_same_lsns_again_changes_nothing(size: int) -> None:
     """A batch or label that the profiles already have leaves every byte and every counter as it was."""
-    txs, labels = stream(SEED + 1)
+    txs, _ = stream(SEED + 1)
     txs = txs[:500]
     engine, _ = feed(PLANS["cards"], txs, {}, (64,))
     engine.label(txs[3], 1, lsn=501)

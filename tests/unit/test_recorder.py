@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from loadgen.recorder import Latencies, Recorder, Words, machine, percentile_curve, summarise
+from loadgen.recorder import Latencies, Recorder, Words, percentile_curve, summarise
+from models.machine import machine
 
 
 class FakeClock:

@@ -7,7 +7,7 @@ error. Streams are small and rings tiny, so that late events, repeats, gaps and 
 import math
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,7 +56,7 @@ remember = ["channel", "mcc"]
 ring = [{ name = "a", tile = "5s", keeps = ["max", "count"] }]
 [source.fields]
 """
-TINY_FEATURES: Sequence[tuple[str, dict[str, object]]] = [
+TINY_FEATURES: Sequence[tuple[str, Mapping[str, object]]] = [
     ("value", {"of": "amount"}),
     ("value", {"of": "amount", "scale": 0.01, "log1p": True}),
     ("value", {"of": "mcc", "log1p": True}),
@@ -308,8 +308,8 @@ def histories(draw: st.DrawFn, scale_ms: int) -> tuple[list[Step], list[int]]:
         )
     )  # fmt: skip
     steps: list[Step] = []
-    ts, n = BASE_MS + draw(st.integers(0, 10_000)) * scale_ms // 1000, 0
-    for dt, card, merchant, device, amount, currency, country, mcc, channel, place, label in rows:
+    ts = BASE_MS + draw(st.integers(0, 10_000)) * scale_ms // 1000
+    for n, (dt, card, merchant, device, amount, currency, country, mcc, channel, place, label) in enumerate(rows):
         ts += dt * scale_ms // 1000
         lat, lon = place or (None, None)
         tx = Transaction(
@@ -318,9 +318,8 @@ def histories(draw: st.DrawFn, scale_ms: int) -> tuple[list[Step], list[int]]:
             country=country, mcc=mcc, channel=channel, lat=lat, lon=lon,
         )  # fmt: skip
         steps.append(("tx", tx))
-        n += 1
         if label is not None:
-            steps.append(("label", (max(n - 1 - label[0], 0), label[1])))
+            steps.append(("label", (max(n - label[0], 0), label[1])))
     return steps, draw(st.lists(st.integers(1, 50), min_size=1, max_size=8))
 
 
