@@ -2,7 +2,7 @@
 
 Kinds are independent of each other, so each is advanced on its own. Within a kind, the k-th event of an entity belongs to
 wave k: a wave holds each entity at most once and is one vectorised step. Waves get smaller; once one is smaller than
-ONE_BY_ONE_ROWS, the rest goes through advance_one, which costs about 15 µs an event whatever the batch (docs/results/first.md).
+ONE_BY_ONE_ROWS, the rest goes through advance_one, which costs about 10 µs an event whatever the batch.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from features.slab import Slab
 
 Int64s = npt.NDArray[np.int64]
 
-ONE_BY_ONE_ROWS = 8  # rows; below it advance_one is faster than a wave (docs/results/first.md)
+ONE_BY_ONE_ROWS = 16  # rows; fewer are faster one by one; flat from 8 to 24 (tests/bench/bench_features.py)
 
 
 def advance(plan: Plan, slabs: Sequence[Slab], slots: Int64s, columns: Int64s, lsns: Int64s) -> tuple[Int64s, int]:
@@ -50,19 +50,27 @@ def advance(plan: Plan, slabs: Sequence[Slab], slots: Int64s, columns: Int64s, l
     already has its LSN changes nothing in that profile.
     """
     n_rows = columns.shape[0]
+    if n_rows <= ONE_BY_ONE_ROWS:
+        return _advance_few(plan, slabs, slots, columns, lsns), 0
     raw = np.zeros((n_rows, plan.n_raw), dtype=np.int64)
     raw[:, : columns.shape[1]] = columns
     n_waves = 0
-    listed = columns.tolist() if n_rows <= ONE_BY_ONE_ROWS else None
     for kind, slab in zip(plan.kinds, slabs, strict=True):
         observed = raw[:, kind.raw_start : kind.raw_start + kind.n_observed]
-        if listed is not None:
-            for row, slot in enumerate(slots[:, kind.number].tolist()):
-                if slot >= 0:
-                    observed[row] = advance_one(slab, slot, listed[row], int(lsns[row]))
-        else:
-            n_waves += _advance_kind(slab, slots[:, kind.number], columns, lsns, observed)
+        n_waves += _advance_kind(slab, slots[:, kind.number], columns, lsns, observed)
     return raw, n_waves
+
+
+def _advance_few(plan: Plan, slabs: Sequence[Slab], slots: Int64s, columns: Int64s, lsns: Int64s) -> Int64s:
+    # Each row starts as the event's columns and grows by one observation per kind, in the order of the raw input.
+    rows: list[list[int]] = columns.tolist()
+    slots_of, lsn_of = slots.tolist(), lsns.tolist()
+    for kind, slab in zip(plan.kinds, slabs, strict=True):
+        absent = [0] * kind.n_observed
+        for row, entity_slots, lsn in zip(rows, slots_of, lsn_of, strict=True):
+            slot = entity_slots[kind.number]
+            row += advance_one(slab, slot, row, lsn) if slot >= 0 else absent
+    return np.array(rows, dtype=np.int64).reshape(len(rows), plan.n_raw)
 
 
 def _advance_kind(slab: Slab, slots: Int64s, columns: Int64s, lsns: Int64s, observed: Int64s) -> int:

@@ -113,7 +113,7 @@ def _distinct(raw: Int64s, operands: Int64s) -> tuple[Columns, ...]:
 
 def _ages(raw: Int64s, operands: Int64s) -> tuple[Columns, ...]:
     """Seconds since the entity's last event (0 for a late one, -1 for the first), and since it was first seen."""
-    present, first, previous = operands.transpose(1, 0, 2)
+    present, first, previous = operands[:, 0], operands[:, 1], operands[:, 2]
     ts = raw[:, TS, None]
     since = np.where(previous < 0, -1.0, np.maximum(ts - previous, 0) / 1000.0)
     return since * present, (ts - first) / 1000.0 * present
@@ -121,13 +121,13 @@ def _ages(raw: Int64s, operands: Int64s) -> tuple[Columns, ...]:
 
 def _changed(raw: Int64s, operands: Int64s) -> tuple[Columns, ...]:
     """1 where the event's value and the remembered one are both given and differ."""
-    now, before = operands.transpose(1, 0, 2)
+    now, before = operands[:, 0], operands[:, 1]
     return ((now >= 0) & (before > 0) & (now != before - 1),)
 
 
 def _speed_kmh(raw: Int64s, operands: Int64s) -> tuple[Columns, ...]:
     """Great-circle speed from the last known place (haversine), time counted as one minute at least; 0 if a place lacks."""
-    lat0, lon0, ts0 = operands.transpose(1, 0, 2)  # lat0 and lon0 are remembered, thus one too large
+    lat0, lon0, ts0 = operands[:, 0], operands[:, 1], operands[:, 2]  # lat0 and lon0 are remembered, thus one too large
     lat1, lon1 = raw[:, LAT, None], raw[:, LON, None]
     up, right = np.sin((lat1 + 1 - lat0) * (RADIANS / 2)), np.sin((lon1 + 1 - lon0) * (RADIANS / 2))
     # Latitudes are stored shifted by 90 degrees, so the cosine of one is the sine of what is stored.

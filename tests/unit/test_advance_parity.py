@@ -33,7 +33,7 @@ def stream(seed: int) -> tuple[list[Transaction], dict[int, Label]]:
         card, merchant, device, ip = (int(n) for n in rng.choice(60, 4, p=weights))
         txs.append(
             Transaction(
-                f"e{i}", int(ts[i]), int(rng.lognormal(8, 3)) % 10**10, "EUR" if i % 5 else "USD",
+                f"e{i}", int(ts[i]), int(rng.lognormal(8, 8)) % 10**10, "EUR" if i % 5 else "USD",
                 f"c{card}", f"m{merchant}",
                 device_id=f"d{device}" if rng.random() < 0.7 else None, ip=f"i{ip}" if rng.random() < 0.6 else None,
                 country=[None, "DE", "FR"][i % 3], mcc=5411, channel=CHANNELS[i % 5],

@@ -12,7 +12,7 @@ import pytest
 
 from features.spec import FieldSource, LabelSource, Source, load_spec
 from features.transaction import Transaction
-from models.dataset import NEVER, DatasetError, parse_time_ms, read_dataset
+from models.dataset import NEVER, DatasetError, convert_amounts, parse_time_ms, read_dataset
 from models.generator import generate
 
 T0 = 1_522_540_831_000
@@ -186,6 +186,22 @@ def test_transactions_cost_about_a_microsecond(file: Path) -> None:
 def test_parse_time_ms_naive_is_utc(text: str, expected: dt.datetime) -> None:
     """A time without a zone is UTC."""
     assert parse_time_ms(text) == expected.timestamp() * 1000
+
+
+def test_convert_amounts_rounds_as_profiles_do(file: Path) -> None:
+    """Amounts become base units at the spec's rates, half up, and the currency is one; the original stays as it is."""
+    spec = load_spec("cards")
+    given = {"currency": ["EUR", "HUF", "USD"], "amount": [1299, 200, 50]}
+    ids = {name: ["a", "b", "c"] for name in ("event_id", "card_id", "merchant_id")}
+    absent = {name: pa.nulls(3, pa.string()) for name in ("device_id", "ip", "country", "channel")}
+    places = {"mcc": pa.nulls(3, pa.int16()), "lat": pa.nulls(3, pa.float64()), "lon": pa.nulls(3, pa.float64())}
+    pq.write_table(pa.table({**ids, "ts": [T0, T0 + 1, T0 + 2], **given, **absent, **places}), file)
+    dataset = read_dataset(file, spec.source)
+    converted = convert_amounts(dataset, spec.currencies, "EUR").transactions(0, 3)
+    assert [(tx.amount, tx.currency) for tx in converted] == [(1299, "EUR"), (1, "EUR"), (46, "EUR")]
+    assert [tx.currency for tx in dataset.transactions(0, 3)] == ["EUR", "HUF", "USD"]
+    with pytest.raises(DatasetError, match="amounts in HUF, USD; rates are known for EUR"):
+        convert_amounts(dataset, {"EUR": 1_000_000}, "EUR")
 
 
 def test_parse_time_ms_nonsense_raises() -> None:

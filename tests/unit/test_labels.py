@@ -105,7 +105,7 @@ def test_label_older_than_the_ring_is_counted_as_dropped(seconds: float, dropped
 
 
 def test_label_newer_than_the_profile_is_counted_as_dropped() -> None:
-    """A label for a tile that the profile has not reached is dropped in that ring; the wider ring's tile is open and takes it."""
+    """A label for a tile that the profile has not reached is dropped in that ring; the wider ring takes it."""
     engine = MemoryEngine(PLAN)
     engine.vectors([pay(1, 0)])
     engine.label(pay(2, 1), 1)

@@ -1,6 +1,7 @@
 """Plans: stable bytes that another reader understands, and layouts that keep their promises."""
 
 import hashlib
+import itertools
 import struct
 from typing import Any
 
@@ -141,7 +142,7 @@ def test_layout_words_and_cells_never_overlap(plan: Plan) -> None:
             spans += [(f.cells * w, (f.cells + ring.tiles) * w) for f in ring.fields for w in (4 if f.code < 2 else 8,)]
         assert spans == sorted(spans)
         assert spans[0][0] == kind.header_words * 8
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
         assert spans[-1][1] <= kind.size
         assert kind.size % 64 == kind.header_words % 8 == 0
 
@@ -150,7 +151,7 @@ def test_layout_blocks_are_open_tiles_and_undelayed_windows(plan: Plan) -> None:
     """What an in-order event changes is covered by blocks of its rule, nothing else is."""
     for kind in plan.kinds:
         covered = {word: (b.code, b.of) for b in kind.blocks for word in range(b.start, b.stop)}
-        expected = {}
+        expected: dict[int, tuple[int, int]] = {}
         for ring in kind.rings:
             for field in ring.fields:
                 if field.code != 1:
@@ -184,7 +185,8 @@ def test_raw_input_has_room_for_every_kind(plan: Plan) -> None:
     [
         ('name = "f"', 'name = "g"', True), ("scale = 2.0", "scale = 3.0", True), ("USD = 5", "USD = 6", True),
         ('name = "spec"', 'name = "other"', True), ('window = "2h"', 'window = "3h"', False), ('"1h"', '"2h"', False),
-        ('name = "r"', 'name = "s"', False), ('["sum"]', '["sum", "max"]', False), ("remember = []", 'remember = ["mcc"]', False),
+        ('name = "r"', 'name = "s"', False), ('["sum"]', '["sum", "max"]', False),
+        ("remember = []", 'remember = ["mcc"]', False),
     ],
 )  # fmt: skip
 def test_layout_changes_with_what_is_stored_and_only_then(old: str, new: str, same: bool) -> None:

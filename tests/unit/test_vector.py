@@ -1,6 +1,8 @@
 """Feature vectors from hand-made raw input: every operator's formula and its edges."""
 
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from features.spec import load_spec, parse_spec
 from features.transaction import Transaction
 from features.vector import VectorBuilder
 
+BENCH = Path(__file__).parents[1] / "bench" / "bench_features.py"
 T0 = 1_750_000_000_000
 HEAD = """
 name = "one"
@@ -115,7 +118,8 @@ def test_changed_needs_both_values() -> None:
     ("start", "end", "km"),
     [
         ((52.52, 13.405), (48.8566, 2.3522), 877.46), ((0.0, 179.5), (0.0, -179.5), 111.195),
-        ((0.0, 0.0), (0.0, 180.0), 20015.12), ((90.0, 0.0), (-90.0, 77.0), 20015.12), ((90.0, 0.0), (90.0, 180.0), 0), ((-90.0, -180.0), (-90.0, -180.0), 0),
+        ((0.0, 0.0), (0.0, 180.0), 20015.12), ((90.0, 0.0), (-90.0, 77.0), 20015.12),
+        ((90.0, 0.0), (90.0, 180.0), 0), ((-90.0, -180.0), (-90.0, -180.0), 0),
     ],
 )  # fmt: skip
 def test_speed_between_two_places(start: tuple[float, float], end: tuple[float, float], km: float) -> None:
@@ -170,3 +174,12 @@ def test_build_shape_and_memory_are_what_the_model_takes(n_rows: int) -> None:
     assert vectors.shape == (n_rows, 40)
     assert vectors.dtype == np.float32
     assert vectors.flags.c_contiguous
+
+
+def test_bench_features_small_size_has_one_checksum_per_stream() -> None:
+    """The benchmark runs, and what it computes does not depend on the batch size."""
+    results = runpy.run_path(str(BENCH))["run"](64, (1, 8, 32))
+    assert len(results) == 12
+    for start in range(0, 12, 3):
+        assert len({r["checksum"] for r in results[start : start + 3]}) == 1
+    assert all(r["total_us"] > 0 for r in results)

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from features import advance
 from features.memory import MemoryEngine
 from features.plan import DISTINCT, W_FIRST_SEEN, W_LAST_SEEN, W_LATE_DROPPED, W_LSN, KindPlan, Plan, compile_plan
 from features.spec import Feature, Kind, Ring, Spec, duration_ms, load_spec, parse_spec
@@ -378,10 +379,12 @@ def test_windows_any_history_equal_their_definition(name: str, scale_ms: int) ->
     spec, plan = SPECS[name], PLANS[name]
 
     @EXAMPLES
-    @given(histories(scale_ms))
-    def check(drawn: tuple[list[Step], list[int]]) -> None:
+    @given(histories(scale_ms), st.sampled_from([0, 3, advance.ONE_BY_ONE_ROWS]))
+    def check(drawn: tuple[list[Step], list[int]], one_by_one_rows: int) -> None:
         steps, sizes = drawn
-        engine, vectors = run_engine(plan, steps, sizes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(advance, "ONE_BY_ONE_ROWS", one_by_one_rows)  # 0: everything in vectorised waves
+            engine, vectors = run_engine(plan, steps, sizes)
         oracle, row = Oracle(spec), 0
         txs = [what for how, what in steps if how == "tx"]
         for lsn, (how, what) in enumerate(steps, 1):
