@@ -2,16 +2,21 @@
 
 A ring of n tiles lives in a profile as one open tile in the header (the tile of `last_seen`) and n cells, where the cell of
 tile number T is T % n. The cell of the open tile is always zero: its content is in the header. So the same history gives the
-same bytes, whichever engine wrote them. Cost: proportional to the moved rows and the lengths of the windows.
+same bytes, whichever engine wrote them.
+
+Cost: windows of a short ring are summed again, one gather for all of them. Sums over a long ring slide: what enters is added,
+what leaves is subtracted, so a month in hours costs the tiles that have passed, not 890 of them.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from features.plan import DISTINCT, MAX, FieldPlan, RingPlan
+from features.plan import DISTINCT, MAX, FieldPlan, RingPlan, WindowPlan
 from features.slab import Slab
 
 Int64s = npt.NDArray[np.int64]
+
+SHORT_RING_TILES = 64  # tiles; up to here summing again is faster than sliding (38 is the longest ring of `cards`)
 
 
 def move(ring: RingPlan, slab: Slab, slots: Int64s, header: Int64s, old_tile: Int64s, new_tile: Int64s) -> None:
@@ -19,32 +24,53 @@ def move(ring: RingPlan, slab: Slab, slots: Int64s, header: Int64s, old_tile: In
 
     slots, old_tile, new_tile: int64 (rows,). `header` rows are copies of the header; only open tiles and windows change.
     """
-    rows, entered = _entered_tiles(old_tile, new_tile, ring.tiles)
-    places = (new_tile[:, None] - np.arange(ring.tiles)) % ring.tiles  # by age
-    values: dict[int, npt.NDArray[np.int64] | npt.NDArray[np.uint32]] = {}
+    gap = np.minimum(new_tile - old_tile, ring.tiles)
+    starts = np.cumsum(gap) - gap
+    rows = np.repeat(np.arange(gap.size), gap)
+    entered = new_tile[rows] - (np.arange(rows.size) - starts[rows])  # every tile that a row enters, at most one turn
+    sliding = [w for w in ring.windows if w.code not in (MAX, DISTINCT)] if ring.tiles > SHORT_RING_TILES else []
     for field in ring.fields:
-        cells = _cells(slab, field)
-        cells[slots, field.cells + old_tile % ring.tiles] = header[:, field.open_word]
+        _cells(slab, field)[slots, field.cells + old_tile % ring.tiles] = header[:, field.open_word]
         header[:, field.open_word] = 0
-        cells[slots[rows], field.cells + entered % ring.tiles] = 0
-        values[field.code] = cells[slots[:, None], field.cells + places]
+    for window in sliding:
+        header[:, window.word] -= _sums(slab, window, ring, slots[rows], entered - window.skip - window.tiles, starts)
+    for field in ring.fields:
+        _cells(slab, field)[slots[rows], field.cells + entered % ring.tiles] = 0
+    for window in sliding:
+        if window.skip:  # what enters an undelayed window is still empty
+            header[:, window.word] += _sums(slab, window, ring, slots[rows], entered - window.skip, starts)
+        far = np.flatnonzero(gap >= window.tiles)  # the whole window has passed: nothing of it is left to slide
+        if far.size:
+            header[far, window.word] = _sum_again(window, _tiles(slab, window.field, ring, slots[far], new_tile[far]))
+    values = {w.code: _tiles(slab, w.field, ring, slots, new_tile) for w in ring.windows if w not in sliding}
     for window in ring.windows:
-        tiles = values[window.code][:, window.skip : window.skip + window.tiles]
-        if window.code == MAX:
-            header[:, window.word] = tiles.max(axis=1)
-        elif window.code == DISTINCT:
-            header[:, window.word] = np.bitwise_or.reduce(tiles, axis=1)
-        else:
-            header[:, window.word] = tiles.sum(axis=1, dtype=np.int64)
+        if window not in sliding:
+            header[:, window.word] = _sum_again(window, values[window.code])
 
 
 def _cells(slab: Slab, field: FieldPlan) -> npt.NDArray[np.int64] | npt.NDArray[np.uint32]:
     return slab.halves if field.narrow else slab.words
 
 
-def _entered_tiles(old_tile: Int64s, new_tile: Int64s, n_tiles: int) -> tuple[Int64s, Int64s]:
-    """(row, tile number) of every tile that a row enters, new_tile included, at most one turn of the ring."""
-    gap = np.minimum(new_tile - old_tile, n_tiles)
-    rows = np.repeat(np.arange(gap.size), gap)
-    step = np.arange(rows.size) - np.repeat(np.cumsum(gap) - gap, gap)
-    return rows, new_tile[rows] - step
+def _sums(slab: Slab, window: WindowPlan, ring: RingPlan, slots: Int64s, tiles: Int64s, starts: Int64s) -> Int64s:
+    """Per row, the sum over its part of `tiles`; the parts begin at `starts` and none is empty."""
+    values = _cells(slab, window.field)[slots, window.field.cells + tiles % ring.tiles]
+    sums: Int64s = np.add.reduceat(values, starts, dtype=np.int64)
+    return sums
+
+
+def _tiles(slab: Slab, field: FieldPlan, ring: RingPlan, slots: Int64s, new_tile: Int64s) -> npt.NDArray[np.int64]:
+    """The field's tiles by age, (rows, ring.tiles)."""
+    places = (new_tile[:, None] - np.arange(ring.tiles)) % ring.tiles
+    tiles: npt.NDArray[np.int64] = _cells(slab, field)[slots[:, None], field.cells + places]
+    return tiles
+
+
+def _sum_again(window: WindowPlan, tiles: npt.NDArray[np.int64]) -> Int64s:
+    """The window's value from its tiles by age."""
+    part = tiles[:, window.skip : window.skip + window.tiles]
+    if window.code == MAX:
+        return part.max(axis=1)  # type: ignore[no-any-return]  # numpy types it by the array's shape
+    if window.code == DISTINCT:
+        return np.bitwise_or.reduce(part, axis=1)  # type: ignore[no-any-return]
+    return part.sum(axis=1, dtype=np.int64)  # type: ignore[no-any-return]

@@ -64,6 +64,9 @@ def replay(
     ] = 0.0,
     deadline_s: Annotated[float, typer.Option("--deadline", min=0.001, help="Seconds to wait for a reply.")] = 30.0,
     scores: Annotated[Path | None, typer.Option(help="Write the scores to this Parquet file.")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="Ask for traces; write the feature vectors to this Parquet file.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write an HTML page with plots.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")] = None,
 ) -> None:
@@ -84,8 +87,9 @@ def replay(
             labels=labels,
             label_every_ms=round(label_every_s * 1000),
             deadline_s=deadline_s,
+            trace=features is not None,
         )
-        _check_outputs(scores, report, json_out)
+        _check_outputs(scores, features, report, json_out)
         target = Target.parse(url, key)
         dataset = open_dataset(file, spec, _time("--from", time_from), _time("--to", time_to), limit)
         if dataset.n_rows == 0:
@@ -100,8 +104,7 @@ def replay(
         run.wall_s, run.cpu_s = time.perf_counter() - started, cpu_seconds() - cpu
         result = build_result(run, dataset, recorder)
         _print(result)
-        if scores is not None:
-            write_scores(scores, stream, recorder)
+        _write_rows(scores, features, stream, recorder)
         if json_out is not None:
             json_out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
         if report is not None:
@@ -119,6 +122,16 @@ def _one_line_errors() -> Iterator[None]:
     except (ReplayStopped, SendError, DatasetError, SpecError, OSError) as error:
         typer.echo(f"weir replay: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+def _write_rows(scores: Path | None, features: Path | None, stream: Stream, recorder: Recorder) -> None:
+    if scores is not None:
+        write_scores(scores, stream, recorder)
+    if features is not None:
+        recorder.features.write(features, stream.event_ids)
+        left_out = recorder.n_scored - recorder.features.n_known
+        if left_out:
+            typer.echo(f"{features}: without {left_out:,} transactions that had been decided before", err=True)
 
 
 def _check_outputs(*paths: Path | None) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from hdrh.histogram import HdrHistogram
 
+from loadgen.features import Features
+
 LATENCY_US_MAX = 3_600_000_000  # µs; one hour, far past every deadline
 DIGITS = 3  # significant digits kept: every percentile is within 0.1 %
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0, "p99_9": 99.9}
@@ -117,6 +119,7 @@ class Recorder:
         self.replayed = np.zeros(n_rows, dtype=np.bool_)
         self.outcomes = Words("approve", "review", "decline")
         self.degradations = Words("")
+        self.features = Features(n_rows)
         self.requests = [Latencies() for _ in range(n_clients)]
         self.lags = [Latencies() for _ in range(n_clients)]
         self.models: Counter[str] = Counter()

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from loadgen.features import Trace
 from loadgen.recorder import Recorder
 from loadgen.schedule import STAGE_ROWS_MAX, Stage, constant, groups, owners, poisson, stages
 from loadgen.sender import RETRY_AFTER_DEFAULT_S, Client, ConnectionLost, Reply, SendError, Target, Unreachable
@@ -36,7 +37,8 @@ class ReplayStopped(Exception):
 
 
 class Options(msgspec.Struct, frozen=True):
-    """How to send. `rate` (transactions per second) makes it an open loop over `clients` connections."""
+    """How to send. `rate` (transactions per second) makes it an open loop over `clients` connections; `trace` asks for
+    the feature vectors."""
 
     mode: Literal["http", "batch"] = "http"
     clients: int = 1
@@ -47,6 +49,7 @@ class Options(msgspec.Struct, frozen=True):
     labels: bool = False
     label_every_ms: int = 0
     deadline_s: float = 30.0
+    trace: bool = False
 
 
 class Answer(msgspec.Struct, gc=False):
@@ -59,6 +62,7 @@ class Answer(msgspec.Struct, gc=False):
     lsn: int = 0
     replayed: bool = False
     degraded: list[str] = []
+    trace: Trace | None = None
     status: int = 0
     title: str = ""
     detail: str = ""
@@ -125,7 +129,7 @@ class Replay:
         self._options = options
         self._target = target
         path = "/v1/score" if options.mode == "http" else "/v1/score/batch"
-        self._head = target.head("POST", path)
+        self._head = target.head("POST", f"{path}?trace=1" if options.trace else path)
         self._label_head = target.head("POST", "/v1/labels")
         self._clients = [Client(target, options.deadline_s) for _ in range(options.clients)]
         self._label_client = Client(target, options.deadline_s)
@@ -311,6 +315,8 @@ class Replay:
                 degraded = "+".join(answer.degraded)
                 recorder.scored(row, answer.score, answer.outcome, answer.lsn, answer.replayed, degraded, latency_us)
                 n_scored += 1
+                if answer.trace is not None:
+                    recorder.features.add(row, answer.trace.features)
         if n_scored:
             recorder.answered(n_scored, answers[0].model)
         self._give_up_if_all_fail()

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
@@ -20,6 +21,7 @@ from features.plan import Plan, compile_plan
 from features.spec import Spec, SpecError, load_spec
 from features.transaction import InvalidTransaction
 from models import generator
+from models.agreement import Agreement, compare_features
 from models.card import ModelCard
 from models.dataset import Dataset, DatasetError, convert_amounts, parse_time_ms, read_dataset
 from models.evaluate import evaluate_model, evaluate_scores
@@ -27,6 +29,7 @@ from models.metrics import Quality
 from models.scorer import ModelError
 
 DAY_MS = 86_400_000
+PIPE_WIDTH = 120  # columns
 
 
 class CommandError(ValueError):
@@ -43,7 +46,8 @@ WarmUpOption = Annotated[
     int | None, typer.Option(min=0, help="days of history read before --from [default: the spec's longest ring]")
 ]
 ColumnsOption = Annotated[
-    str | None, typer.Option(metavar="SPEC", help="read the file by this spec's columns (cards: weir generate) [default: --spec]")
+    str | None,
+    typer.Option(metavar="SPEC", help="read the file by this spec's columns (cards: weir generate) [default: --spec]"),
 ]
 
 GENERATED_NOTE = (
@@ -136,20 +140,35 @@ def evaluate(
     to: ToOption = None,
     warm_up_days: WarmUpOption = None,
     columns: ColumnsOption = None,
+    features: Annotated[Path | None, typer.Option(help="file that weir replay --features wrote")] = None,
+    reference: Annotated[Path | None, typer.Option(help="published features to compare --features with")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="write the figures as JSON")] = None,
 ) -> None:
-    """Print AUC, average precision and card precision at 100 of a file of scores, or of a model on a file."""
+    """Print AUC, average precision and card precision at 100 of a file of scores, or of a model on a file;
+    or how far --features are from a published --reference, value by value."""
     with _one_line_errors():
-        if scores is not None and data is None and model is None:
-            figures, what = evaluate_scores(scores), scores.name
-        elif scores is None and data is not None and model is not None:
+        asked = (scores is not None, data is not None, model is not None, features is not None, reference is not None)
+        table: Table
+        found: Quality | Agreement
+        if features is not None and reference is not None and sum(asked) == 2:
+            loaded, plan = _load(spec)
+            agreement = compare_features(features, reference, plan, loaded.source)
+            found, table = agreement, _agreement_table(f"{features.name} against {reference.name}", agreement)
+        elif scores is not None and sum(asked) == 1:
+            figures = evaluate_scores(scores)
+            found, table = figures, _quality_table(scores.name, figures)
+        elif data is not None and model is not None and sum(asked) == 2:
             loaded, plan = _load(spec)
             ts_from, ts_to = _time(from_, "--from"), _time(to, "--to")
             dataset = _read(data, loaded, plan, ts_from, ts_to, warm_up_days, columns)
             with _bars() as progress:
-                figures, what = evaluate_model(plan, dataset, model, ts_from, progress), f"{model.name} on {data.name}"
+                figures = evaluate_model(plan, dataset, model, ts_from, progress)
+            found, table = figures, _quality_table(f"{model.name} on {data.name}", figures)
         else:
-            raise CommandError("evaluate needs either --scores, or --data and --model")
-    Console().print(_quality_table(what, figures))
+            raise CommandError("evaluate needs either --scores, or --data and --model, or --features and --reference")
+        if json_out is not None:
+            json_out.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    _print(table)
 
 
 @contextmanager
@@ -217,9 +236,7 @@ def _origin(data: Path) -> str | None:
     return None if origin is None else origin.decode()
 
 
-def _train_command(
-    origin: str | None, data: Path, out: Path, spec: str, seed: int, given: dict[str, str | int | None]
-) -> str:
+def _train_command(origin: str | None, data: Path, out: Path, spec: str, seed: int, given: dict[str, str | int | None]) -> str:
     """The command that makes this artifact again; for a generated stream also the one that makes the stream."""
     parts = ["weir", "train", "--spec", spec, "--data", data.name, "--out", str(out), "--seed", str(seed)]
     for option, value in given.items():
@@ -258,6 +275,12 @@ class _Bars:
             self._progress.stop()
 
 
+def _print(table: Table) -> None:
+    console = Console()
+    # A pipe has no width: 80 columns would cut the names of the features.
+    (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)
+
+
 def _print_card(card: ModelCard, out: Path) -> None:
     test = {name: card.metrics.get(f"test_{name}", math.nan) for name in Quality.__struct_fields__}
     figures = Quality(
@@ -267,10 +290,28 @@ def _print_card(card: ModelCard, out: Path) -> None:
         average_precision=test["average_precision"],
         card_precision_at_100=test["card_precision_at_100"],
     )
-    Console().print(_quality_table(f"{card.model}, test week from {card.data['test_from'][:10]}", figures))
+    _print(_quality_table(f"{card.model}, test week from {card.data['test_from'][:10]}", figures))
     typer.echo(f"{out}: review from {card.thresholds.review:.4f}, decline from {card.thresholds.decline:.4f}")
     if card.note:
         typer.echo(card.note)
+
+
+def _agreement_table(what: str, agreement: Agreement) -> Table:
+    title = f"{what}: {agreement.n_rows:,} events in both"
+    for n, where in ((agreement.n_only_in_features, "the first"), (agreement.n_only_in_reference, "the second")):
+        title += f", {n:,} only in {where}" if n else ""
+    table = Table(title=title, title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    if agreement.not_in_reference:
+        table.caption = f"not in the reference: {', '.join(agreement.not_in_reference)}"
+    table.add_column("feature", no_wrap=True)
+    for name in ("exact", "mean error", "worst", "mean rel.", "worst rel."):
+        table.add_column(name, justify="right", no_wrap=True)
+    for f in agreement.features:
+        relative = (f"{f.mean_relative_error:.3%}", f"{f.worst_relative_error:.1%}")
+        table.add_row(
+            f.name, f"{f.exact_share:.2%}", f"{f.mean_absolute_error:.5f}", f"{f.worst_absolute_error:.5g}", *relative
+        )
+    return table
 
 
 def _quality_table(what: str, figures: Quality) -> Table:

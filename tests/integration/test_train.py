@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -173,6 +174,36 @@ def test_cli_generate_then_evaluate_prints_figures(artifact: Path, tmp_path: Pat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.parquet"]
 
 
+def test_cli_train_another_spec_on_a_generated_stream(stream: Path, tmp_path: Path) -> None:
+    """--columns reads a generated file for a spec of other columns and currencies; the card says how, and what it is."""
+    table, out = pq.read_table(stream), tmp_path / "model"
+    pq.write_table(table.replace_schema_metadata({"weir.command": "weir generate s.parquet"}), tmp_path / "s.parquet")
+    arguments = ["--spec", "handbook", "--columns", "cards", "--data", str(tmp_path / "s.parquet"), "--out", str(out)]
+    result = CliRunner().invoke(APP, ["train", *arguments])
+    assert result.exit_code == 0, result.output
+    card = load_card(out)
+    card.check(compile_plan(load_spec("handbook")))
+    assert card.command.startswith("weir generate s.parquet && weir train --spec handbook ")
+    assert "--columns cards" in card.command
+    assert "say nothing about real transactions" in card.note
+    shown = CliRunner().invoke(APP, ["evaluate", *arguments[:6], "--model", str(out), "--json", str(tmp_path / "q.json")])
+    assert (shown.exit_code, "AUC" in shown.stdout) == (0, True)
+    assert msgspec.json.decode((tmp_path / "q.json").read_bytes())["n_rows"] == 12_000
+
+
+def test_cli_evaluate_features_prints_and_writes_the_agreement(tmp_path: Path) -> None:
+    """--features and --reference give one line per feature, and the same as JSON."""
+    plan, amount = compile_plan(load_spec("handbook")), "CUSTOMER_ID_AVG_AMOUNT_30DAY_WINDOW"
+    features = {name: pa.array([1.5, 2.0], pa.float32()) for name in plan.feature_names}
+    pq.write_table(pa.table({"event_id": ["h1", "h2"], **features}), tmp_path / "ours.parquet")
+    pq.write_table(pa.table({"TRANSACTION_ID": [2, 1], amount: [2.5, 1.5]}), tmp_path / "reference.parquet")
+    files = ["--features", str(tmp_path / "ours.parquet"), "--reference", str(tmp_path / "reference.parquet")]
+    result = CliRunner().invoke(APP, ["evaluate", "--spec", "handbook", *files, "--json", str(tmp_path / "a.json")])
+    assert result.exit_code == 0, result.output
+    assert [amount, "50.00%", "0.25000", "0.5"] == next(row for row in result.stdout.splitlines() if amount in row).split()[:4]
+    assert msgspec.json.decode((tmp_path / "a.json").read_bytes())["features"][0]["exact_share"] == 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
@@ -182,7 +213,10 @@ def test_cli_generate_then_evaluate_prints_figures(artifact: Path, tmp_path: Pat
         (["train", "--data", "{stream}", "--out", "x", "--from", "2030-01-01"], "no transactions in this range"),
         (["train", "--data", "{stream}", "--out", "x", "--from", "soon"], "--from: 'soon' is not a date"),
         (["evaluate"], "either --scores, or --data and --model"),
+        (["evaluate", "--scores", "{stream}", "--features", "{stream}"], "either --scores, or --data and --model"),
         (["evaluate", "--scores", "{stream}"], "lacks the columns score"),
+        (["evaluate", "--features", "{stream}", "--reference", "{stream}"], "lacks the columns card_age"),
+        (["train", "--data", "{stream}", "--out", "x", "--columns", "nope"], "neither a packaged spec"),
         (["evaluate", "--data", "{stream}", "--model", "nowhere"], "nowhere/card.json"),
         (["generate", "nowhere/s.parquet"], "nowhere: no such directory"),
     ],
