@@ -4,12 +4,13 @@ data directory → embedded servers → stores → journal → engine → recove
 """
 
 import asyncio
+import errno
 import gc
 import signal
 import socket
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import msgspec
@@ -31,9 +32,10 @@ from service.decisions import Decisions
 from service.dry_run import DryRun
 from service.embedded import EmbeddedServers
 from service.engine import Engine
-from service.errors import StartError
+from service.errors import StartError, TierUnavailable
 from service.fetch import Fetcher
 from service.gauges import watch_engine
+from service.handlers.protocol import HttpRunner
 from service.handlers.router import build_web_app
 from service.journal import Journal, JournalError
 from service.keeper import Keeper
@@ -42,6 +44,7 @@ from service.ledger_feed import LedgerFeed
 from service.list_store import ListStore
 from service.lists import Lists
 from service.metrics import Metrics
+from service.partials import Partials
 from service.pipeline import Pipeline
 from service.recovery import Recovery
 from service.settings import Settings
@@ -53,9 +56,11 @@ from service.write_behind import WriteBehind
 
 log = structlog.get_logger(__name__)
 
+HTTP_STOP_DEADLINE_S = 3.0  # for requests under way, such as one whose body never ends
 STOP_DEADLINE_S = 10.0  # for each of write-behind and the ledger; what is left is in the journal
 ARTIFACTS = Path(__file__).parent.parent / "models" / "artifacts"
 HOUR_MS = 3_600_000
+PINNED_BESIDE_MAX = 4_096  # slots of a kind that labels and recovery pin beside the queue; address space until used
 
 
 def run(settings: Settings, accept_loss: bool = False) -> None:
@@ -65,33 +70,59 @@ def run(settings: Settings, accept_loss: bool = False) -> None:
 
 async def _serve(settings: Settings, accept_loss: bool) -> None:
     stopping = asyncio.Event()
+    starting = asyncio.current_task()
+
+    def stop() -> None:
+        nonlocal starting
+        stopping.set()
+        if starting is not None:  # a recovery may take minutes: a stop does not wait for it
+            starting.cancel()
+            starting = None
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    async with AsyncExitStack() as stack:
-        listener = _listen(settings.server.host, settings.server.port)
-        stack.callback(listener.close)
-        plan, card, scorer = load_model(settings)
-        directory = DataDir(settings.data_dir, plan)
-        stack.callback(directory.close)
-        if settings.embedded:
-            settings = await _embed(settings, stack)
-        engine = await start_engine(settings, plan, card, scorer, accept_loss, stack)
-        metrics = Metrics()
-        watch_engine(metrics, engine)
-        keys = KeyRing(settings.data_dir / KEY_FILE)
-        runner = web.AppRunner(build_web_app(engine, keys, metrics, settings), access_log=None, handle_signals=False)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, listener).start()
-        gc.collect()
-        gc.freeze()
-        url = f"http://{settings.server.host}:{listener.getsockname()[1]}"
-        sys.stdout.write(f"weir ready url={url} console={url}/console\n")
-        sys.stdout.flush()
-        await stopping.wait()
-        log.info("stopping")
-        engine.reason = "stopping"
+        loop.add_signal_handler(number, stop)
+    try:
+        async with AsyncExitStack() as stack:
+            url, engine = await _start(settings, accept_loss, stack)
+            starting = None
+            sys.stdout.write(f"weir ready url={url} console={url}/console\n")
+            sys.stdout.flush()
+            await stopping.wait()
+            log.info("stopping")
+            engine.reason = "stopping"
+    except asyncio.CancelledError:
+        if not stopping.is_set():
+            raise
+        log.info("stopped before it was ready")
+
+
+async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -> tuple[str, Engine]:
+    """Open everything, and at last the port; `stack` closes it again. Returns the service's URL and its engine."""
+    listener = _listen(settings.server.host, settings.server.port)
+    stack.callback(listener.close)
+    plan, card, scorer = load_model(settings)
+    directory = DataDir(settings.data_dir, plan)
+    stack.callback(directory.close)
+    keys = KeyRing(settings.data_dir / KEY_FILE)
+    if settings.embedded:
+        settings = await _embed(settings, stack)
+    engine = await start_engine(settings, plan, card, scorer, accept_loss, stack)
+    metrics = Metrics()
+    watch_engine(metrics, engine)
+    app = build_web_app(engine, keys, metrics, settings)
+    runner = HttpRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HTTP_STOP_DEADLINE_S)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        listener.listen()  # two that start at the same moment can both bind, one can listen; uvloop does not tell the other
+    except OSError as error:
+        raise _cannot_listen(settings.server.host, settings.server.port, error) from None
+    await web.SockSite(runner, listener).start()
+    gc.collect()
+    gc.freeze()
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+    return f"http://{host}:{listener.getsockname()[1]}", engine
 
 
 def load_model(settings: Settings) -> tuple[Plan, ModelCard, Scorer]:
@@ -153,7 +184,7 @@ def _build(settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, stor
     touched = Touched(len(plan.kinds))
     w = settings.write_behind
     write_behind = WriteBehind(plan, touched, journal, w.interval_ms, w.batch_max, w.profiles_max)
-    pinned_max = settings.queue.events_max + 2 * settings.queue.batch_max
+    pinned_max = settings.queue.events_max + PINNED_BESIDE_MAX
     l1 = L1(plan, settings.l1.bytes_max if settings.l1.enabled else 0, pinned_max, write_behind.on_evict)
     b = settings.bloom
     bloom = MaybeSet(b.keys_max, b.fpp, b.backend) if b.enabled else None
@@ -195,10 +226,17 @@ async def _recover(engine: Engine, stores: Stores, scorer: Scorer) -> None:
         engine.plan, engine.l1, engine.fetcher, scorer, engine.decisions, engine.lists, engine.journal,
         engine.pipeline.touched, engine.clock,
     )  # fmt: skip
-    behind = mark_behind(stores, position)
+    behind = mark_behind(stores, position, engine.journal.last_lsn)
     await recovery.run(position, stores.decisions_position)
-    for number in behind:
-        await engine.write_behind.catch_up(engine.write_behind.consumers[number])
+    for change in recovery.list_changes:
+        await engine.list_store.put(change, engine.lists, engine.now_ms())
+    for number, from_complete in behind:
+        consumer = engine.write_behind.consumers[number]
+        try:
+            await engine.write_behind.catch_up(consumer, from_complete)
+        except TierUnavailable as error:  # of the complete level; write-behind tries again
+            consumer.is_known = False
+            consumer.level.fail(error)
 
 
 async def _start_tasks(engine: Engine, stores: Stores, settings: Settings, stack: AsyncExitStack) -> None:
@@ -209,8 +247,9 @@ async def _start_tasks(engine: Engine, stores: Stores, settings: Settings, stack
         return min(positions + ([engine.ledger_feed.position] if engine.ledger_feed else []), default=0)
 
     keeper = Keeper(
-        stores.rocks, stores.decisions, stores.l2, engine.decisions, engine.journal, settings.l2.flush_interval_ms, low_position
-    )
+        stores.rocks, stores.decisions, stores.l2, engine.decisions, engine.journal,
+        settings.l2.flush_interval_ms, settings.journal.keep_hours, low_position,
+    )  # fmt: skip
     engine.journal.start()
     stack.push_async_callback(_close_journal, engine.journal)
     keeper.start()
@@ -218,6 +257,12 @@ async def _start_tasks(engine: Engine, stores: Stores, settings: Settings, stack
     if engine.ledger_feed is not None:
         engine.ledger_feed.start()
         stack.push_async_callback(engine.ledger_feed.stop, STOP_DEADLINE_S)
+    partials = Partials(
+        engine.plan, engine.l1, engine.fetcher, engine.journal, settings.write_behind.interval_ms,
+        engine.write_behind.first_unwritten, engine.write_behind.keep,
+    )  # fmt: skip
+    partials.start()
+    stack.push_async_callback(partials.stop)
     engine.write_behind.start()
     stack.push_async_callback(engine.write_behind.stop, STOP_DEADLINE_S)
     stack.push_async_callback(_drain, engine)
@@ -227,7 +272,7 @@ async def _start_tasks(engine: Engine, stores: Stores, settings: Settings, stack
 
 async def _drain(engine: Engine) -> None:
     engine.pipeline.is_open = False
-    await engine.pipeline.drain()
+    await engine.pipeline.drain(STOP_DEADLINE_S)
     await engine.fetcher.close()
 
 
@@ -246,14 +291,21 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A bound socket: a port in use is noticed before anything else is opened."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise StartError(f"cannot listen on {host}:{port}: {error.strerror}; give another --port") from None
-    return listener
+    with ExitStack() as stack:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError as error:
+            raise _cannot_listen(host, port, error) from None
+        stack.pop_all()
+        return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> StartError:
+    fix = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+    return StartError(f"cannot listen on {host}:{port}: {error.strerror}; give another {fix}")
 
 
 def _wall_ms() -> int:

@@ -45,11 +45,13 @@ class DataDir:
         """Profiles are laid out by their plan: a directory of another one is refused before anything reads it."""
         file = self.path / PLAN_FILE
         if not file.exists():
-            file.write_bytes(msgspec.json.encode(PlanRecord(plan.spec_name, plan.hash)))
+            fresh = file.with_suffix(".new")  # and a rename: a crash must not leave half a file, which refuses the next start
+            fresh.write_bytes(msgspec.json.encode(PlanRecord(plan.spec_name, plan.hash)))
+            fresh.replace(file)
             return
         try:
             known = msgspec.json.decode(file.read_bytes(), type=PlanRecord)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self.close()
             raise StartError(f"{file}: not readable: {error}") from None
         if known.plan_hash != plan.hash:

@@ -1,10 +1,12 @@
 """Decisions by event_id: exact, for idempotency, labels and look-ups. New ones wait in RAM until RocksDB has them.
 
-`find` asks RAM, then the rotating Bloom filter ("this event_id is new"), then RocksDB: a new event costs no read.
+`find` asks RAM, then RocksDB. `find_recent` asks a rotating Bloom filter in between ("this event_id is new"): a new event costs
+no read, and one from before the filter's window may count as new. Labels and people ask for those too.
 Write-behind moves them down with `take` and `taken`; whatever a crash loses of them the journal brings back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
@@ -60,6 +62,9 @@ class DecisionColumn(Protocol):
     def get(self, key: bytes) -> bytes | None:
         """The value, or None."""
 
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The values in the order of `keys`."""
+
 
 class MaybeEvents(Protocol):
     """A filter over event ids that never says no wrongly."""
@@ -96,15 +101,29 @@ class Decisions:
         return len(self._recent) + len(self._taken)
 
     def find(self, event_id: str) -> StoredDecision | None:
-        """The stored decision, or None for a new event. At most one RocksDB read, on the calling thread."""
+        """The stored decision, or None for an unknown event. At most one RocksDB read, on the calling thread."""
         found = self._recent.get(event_id) or self._taken.get(event_id)
         if found is not None or self._column is None:
             return found
-        key = event_id.encode()
-        if self.maybe is not None and not self.maybe.maybe_has(key):
-            return None
-        packed = self._column.get(key)
+        packed = self._column.get(event_id.encode())
         return None if packed is None else _decode_stored(packed)
+
+    def find_recent(self, event_id: str) -> StoredDecision | None:
+        """`find` for an event that was accepted within the window of idempotency; a new one costs no read."""
+        found = self._recent.get(event_id) or self._taken.get(event_id)
+        if found is not None or (self.maybe is not None and not self.maybe.maybe_has(event_id.encode())):
+            return found
+        return self.find(event_id)
+
+    async def find_many(self, event_ids: Sequence[str]) -> list[StoredDecision | None]:
+        """`find` for many, with one read for all that are not in RAM."""
+        found = [self._recent.get(event_id) or self._taken.get(event_id) for event_id in event_ids]
+        missing = [number for number, stored in enumerate(found) if stored is None]
+        if missing and self._column is not None:
+            packed = await self._column.get_many([event_ids[number].encode() for number in missing])
+            for number, value in zip(missing, packed, strict=True):
+                found[number] = None if value is None else _decode_stored(value)
+        return found
 
     def add(self, event_id: str, decision: StoredDecision) -> None:
         """A new or a changed decision."""
@@ -116,10 +135,10 @@ class Decisions:
         """The event's label, set by the entry `lsn`."""
         self.add(event_id, msgspec.structs.replace(stored, label=label, label_lsn=lsn))
 
-    def take(self) -> dict[bytes, bytes]:
-        """Everything that the column lacks, by key, to be written; then call `taken`, or `take` again after a failure."""
-        self._taken = {**self._taken, **self._recent}
-        self._recent = {}
+    def take(self, n_max: int) -> dict[bytes, bytes]:
+        """Up to `n_max` of what the column lacks, oldest first, by key; then call `taken`, or `take` again after a failure."""
+        for event_id in list(islice(self._recent, max(n_max - len(self._taken), 0))):
+            self._taken[event_id] = self._recent.pop(event_id)
         return {event_id.encode(): _encode_stored(stored) for event_id, stored in self._taken.items()}
 
     def taken(self) -> None:

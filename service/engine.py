@@ -129,7 +129,10 @@ class Engine(msgspec.Struct):
         self.lists.apply(change, lsn)
         await self.list_store.put(change, self.lists, self.clock.now_ms())
         if self.journal.is_synced_before_reply:
-            await self.journal.sync_to(lsn)
+            try:
+                await self.journal.sync_to(lsn)
+            except JournalError as error:
+                raise JournalUnavailable(f"{error}; changed, but not known to be durable") from None
 
     def tiers(self) -> list[dict[str, object]]:
         """State, hits and lag of every tier, in read order."""
@@ -140,9 +143,9 @@ class Engine(msgspec.Struct):
             "profiles": len(self.l1),
             "bytes": self.l1.bytes_used,
             "bytes_max": self.l1.bytes_max,
-            "lookups": self.fetcher.n_lookups,
-            "hits": self.fetcher.n_hits,
-            "misses": self.fetcher.n_lookups - self.fetcher.n_hits,
+            "lookups": self.l1.n_hits + self.fetcher.n_misses,
+            "hits": self.l1.n_hits,
+            "misses": self.fetcher.n_misses,
             "evicted": self.l1.n_evicted,
         }
         tiers = [l1]

@@ -7,6 +7,7 @@
     │   ├── Forbidden           403  a known key of too low a role
     │   ├── NotFound            404
     │   ├── MethodNotAllowed    405  carries the methods that are allowed
+    │   ├── RequestTimeout      408  the body did not arrive within the deadline
     │   ├── Conflict            409  the same event_id with another body
     │   ├── BodyTooLarge        413
     │   ├── UnsupportedMedia    415
@@ -106,6 +107,14 @@ class MethodNotAllowed(CallerError):
 
     def headers(self) -> dict[str, str]:
         return {"Allow": ", ".join(self.allowed)}
+
+
+class RequestTimeout(CallerError):
+    """The body did not arrive within server.request_deadline_ms."""
+
+    status = 408
+    title = "Request timeout"
+    code = "request-timeout"
 
 
 class Conflict(CallerError):

@@ -2,13 +2,18 @@
 
 All misses of one turn of the loop share one round trip per level, and two transactions that miss on the same profile share
 one read (single flight). A profile that was found is copied into its L1 slot; a new one begins in an all-zero slot; one that
-a level could not be asked for begins there too, flagged partial, and is merged with the stored one later (write_behind).
+a level could not be asked for begins there too, flagged partial, and is completed later (partials). A level that still lacks
+changes of a profile is not asked for it. A profile is in L1, or waiting, or neither, never in both.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from features.advance_one import PARTIAL_FLAG
@@ -43,6 +48,9 @@ class WaitingBytes(Protocol):
     def waiting(self, key: bytes) -> bytes | None:
         """The newest bytes of `key`, or None."""
 
+    def take_waiting(self, key: bytes) -> bytes | None:
+        """The same, for good: the caller puts them into L1."""
+
 
 class MaybeProfiles(Protocol):
     """A filter over entity keys that never says no wrongly."""
@@ -57,6 +65,14 @@ class MaybeProfiles(Protocol):
         """A key that it let through was not there."""
 
 
+class Found(msgspec.Struct, gc=False):
+    """What the levels say of one profile: its bytes, None if there are none; where from; which levels did not answer."""
+
+    profile: bytes | None
+    source: str
+    degraded: list[str] = []
+
+
 def entity_key(kind_name: str, entity: str) -> bytes:
     """The key of an entity in every tier below L1."""
     return f"{kind_name}:{entity}".encode()
@@ -67,6 +83,7 @@ class Fetcher:
 
     def __init__(self, plan: Plan, l1: L1, levels: Sequence[Level], bloom: MaybeProfiles | None, waiting: WaitingBytes) -> None:
         self._plan = plan
+        self._kinds = {kind.name.encode(): kind for kind in plan.kinds}
         self._l1 = l1
         self._levels = levels
         self._bloom = bloom
@@ -75,24 +92,25 @@ class Fetcher:
         self._next: list[Miss] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self.partial: dict[tuple[int, str], list[str]] = {}  # entities with a partial profile -> levels that did not answer
-        self.n_lookups = self.n_hits = self.n_unknown = 0
+        self.n_misses = self.n_unknown = 0
 
     def find(self, kind: int, entity: str, waiter: Callable[[Miss], None]) -> tuple[int, str]:
         """(slot, source), the slot pinned; or (-1, "") if `waiter` will be called once the profile has a slot.
 
-        The waiter must pin with l1.find, at once.
+        The waiter must pin with l1.pin, at once.
         """
-        self.n_lookups += 1
         slot = self._l1.find(kind, entity)
-        if slot >= 0:
-            self.n_hits += 1
-            return slot, L1_HIT
+        return (slot, L1_HIT) if slot >= 0 else self.find_below(kind, entity, waiter)
+
+    def find_below(self, kind: int, entity: str, waiter: Callable[[Miss], None]) -> tuple[int, str]:
+        """`find` for a profile that L1 was asked for and does not hold."""
+        self.n_misses += 1
         key = entity_key(self._plan.kinds[kind].name, entity)
         flying = self._flying.get(key)
         if flying is not None:
             flying.waiters.append(waiter)
             return -1, ""
-        profile = self._waiting.waiting(key)
+        profile = self._waiting.take_waiting(key)
         if profile is not None:
             return self._place(kind, entity, profile), WAITING
         if self._bloom is not None and not self._bloom.maybe_has(key):
@@ -107,26 +125,66 @@ class Fetcher:
         self._next.append(miss)
         return -1, ""
 
+    async def pin_all(self, rows: Sequence[Sequence[str | None]]) -> npt.NDArray[np.int64]:
+        """int64 (rows, kinds): the slots of every entity, found or fetched, and pinned; -1 where a row has None."""
+        slots = np.full((len(rows), len(self._plan.kinds)), -1, dtype=np.int64)
+        arrived = asyncio.Event()
+        n_missing = 0
+
+        def arrive(row: int, miss: Miss) -> None:
+            nonlocal n_missing
+            slots[row, miss.kind] = self._l1.pin(miss.kind, miss.entity)
+            n_missing -= 1
+            if not n_missing:
+                arrived.set()
+
+        for row, entities in enumerate(rows):
+            for kind, entity in enumerate(entities):
+                if entity is not None:
+                    slots[row, kind], _ = self.find(kind, entity, functools.partial(arrive, row))
+                    n_missing += slots[row, kind] < 0
+        if n_missing:
+            await arrived.wait()
+        return slots
+
     async def read(self, kind: int, entity: str) -> tuple[bytes | None, list[str]]:
         """The newest bytes of a profile and the levels that did not answer, without touching L1 (for people and dry runs)."""
         key = entity_key(self._plan.kinds[kind].name, entity)
         profile = self._l1.peek(kind, entity) or self._waiting.waiting(key)
         if profile is not None or (self._bloom is not None and not self._bloom.maybe_has(key)):
             return profile, self.partial.get((kind, entity), [])
-        return await self.read_levels(key)
+        found = await self._read_one(key)
+        return found.profile, found.degraded
 
-    async def read_levels(self, key: bytes) -> tuple[bytes | None, list[str]]:
-        """The newest stored bytes of `key`, and the levels that did not answer if those might have known more."""
-        degraded: list[str] = []
+    async def read_levels(self, keys: Sequence[bytes], trust_all: bool = False) -> AsyncIterator[tuple[bytes, Found]]:
+        """Ask level after level for what is still missing: (key, what was found), each key once, as soon as it is known.
+
+        A miss in a complete level, or in all levels, is a new entity. `trust_all` takes the copies of levels that lack changes
+        too, for a caller who applies those himself.
+        """
+        missing: dict[bytes, list[str]] = {key: [] for key in keys}
         for level in self._levels:
-            try:
-                (profile,) = await level.fill([key])
-            except TierUnavailable:
-                degraded.append(level.name)
+            asked = [key for key in missing if trust_all or not level.lacks(key)]
+            for key in missing.keys() - asked:
+                missing[key].append(level.name)
+            if not asked:
                 continue
-            if profile is not None or level.is_complete:
-                return profile, []
-        return None, degraded
+            try:
+                profiles = await level.fill(asked, even_old=trust_all)
+            except TierUnavailable as error:
+                log.warning("tier unavailable", tier=level.name, detail=error.detail, profiles=len(asked))
+                for key in asked:
+                    missing[key].append(level.name)
+                continue
+            for key, profile in zip(asked, profiles, strict=True):
+                if profile is not None and self._is_ours(key, profile):
+                    del missing[key]
+                    yield key, Found(profile, level.name)
+                elif level.is_complete:
+                    del missing[key]
+                    yield key, Found(None, NEW)
+        for key, degraded in missing.items():
+            yield key, Found(None, UNKNOWN if degraded else NEW, degraded)
 
     async def close(self) -> None:
         """Wait for the reads that are under way."""
@@ -147,54 +205,47 @@ class Fetcher:
         task.add_done_callback(self._tasks.discard)
 
     async def _fetch(self, misses: list[Miss]) -> None:
-        """Ask level after level for what is still missing. A miss in a complete level, or in all levels, is a new entity."""
-        missing = misses
-        for level in self._levels:
-            if not missing:
-                break
-            try:
-                found = await level.fill([miss.key for miss in missing])
-            except TierUnavailable as error:
-                log.warning("tier unavailable", tier=level.name, detail=error.detail, profiles=len(missing))
-                for miss in missing:
-                    miss.degraded.append(level.name)
-                continue
-            left = []
-            for miss, profile in zip(missing, found, strict=True):
-                if profile is not None and self._is_ours(miss, profile):
-                    miss.degraded.clear()
-                    self._finish(miss, level.name, profile)
-                elif level.is_complete:
-                    miss.degraded.clear()
-                    self._finish(miss, NEW, None)
-                else:
-                    left.append(miss)
-            missing = left
-        for miss in missing:
-            self._finish(miss, UNKNOWN if miss.degraded else NEW, None)
-
-    def _is_ours(self, miss: Miss, profile: bytes) -> bool:
+        by_key = {miss.key: miss for miss in misses}
         try:
-            check(self._plan.kinds[miss.kind], profile)
+            async for key, found in self.read_levels(list(by_key)):
+                self._finish(by_key.pop(key), found)
+        except Exception:  # a task's top: whatever it was, nobody may wait for ever
+            log.exception("look-up failed", profiles=len(by_key))
+        for miss in by_key.values():
+            if self._flying.get(miss.key) is miss:
+                self._finish(miss, Found(None, UNKNOWN, [UNKNOWN]))
+
+    async def _read_one(self, key: bytes) -> Found:
+        async for _, found in self.read_levels([key]):
+            return found
+        raise AssertionError("every key is answered")
+
+    def _is_ours(self, key: bytes, profile: bytes) -> bool:
+        try:
+            check(self._kinds[key.partition(b":")[0]], profile)
         except UnknownProfileVersion as error:
             log.error("profile refused", problem=str(error))
             return False
         return True
 
-    def _finish(self, miss: Miss, source: str, profile: bytes | None) -> None:
+    def _finish(self, miss: Miss, found: Found) -> None:
         """Give the profile its slot and wake everybody who waits for it, in the order in which they came."""
-        miss.source = source
+        # Somebody may have put it together meanwhile (partials); the levels do not have that yet.
+        waiting = self._waiting.take_waiting(miss.key)
+        if waiting is not None:
+            found = Found(waiting, WAITING, self.partial.get((miss.kind, miss.entity), []))
+        miss.source, miss.degraded = found.source, found.degraded
         del self._flying[miss.key]
-        if source == NEW and self._bloom is not None:
-            self._bloom.confirm_absent()
-        self.n_unknown += source == UNKNOWN
         if self._bloom is not None:
+            if found.source == NEW:
+                self._bloom.confirm_absent()
             self._bloom.add(miss.key)
-        if profile is not None:
-            slot = self._place(miss.kind, miss.entity, profile)
+        self.n_unknown += found.source == UNKNOWN
+        if found.profile is not None:
+            slot = self._place(miss.kind, miss.entity, found.profile)
         else:
             slot = self._l1.claim(miss.kind, miss.entity)
-            if source == UNKNOWN:
+            if found.source == UNKNOWN:
                 slab = self._l1.slabs[miss.kind]
                 slab.flat_words[slot * (slab.kind.size >> 3)] = PARTIAL_FLAG
                 self.partial[miss.kind, miss.entity] = miss.degraded

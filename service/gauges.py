@@ -29,8 +29,8 @@ def _copy_counts(metrics: Metrics, engine: Engine) -> None:
         metrics.tx[outcome,] = count
     for level in engine.levels:
         _lookups(metrics.tier_lookups, level.name, level.n_lookups, level.n_hits, level.n_unavailable)
-    fetcher = engine.fetcher
-    _lookups(metrics.tier_lookups, "l1", fetcher.n_lookups, fetcher.n_hits, 0)
+    l1_hits = engine.l1.n_hits
+    _lookups(metrics.tier_lookups, "l1", l1_hits + engine.fetcher.n_misses, l1_hits, 0)
     if engine.bloom is not None:
         metrics.bloom["profiles", "negative"] = engine.bloom.negatives
         metrics.bloom["profiles", "positive"] = engine.bloom.lookups - engine.bloom.negatives

@@ -10,6 +10,7 @@ Cost: append 3.3 µs for one entry of 260 bytes, 0.5 µs per entry at 64. Format
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -258,15 +259,18 @@ class Journal:
         segments = [msgspec.structs.replace(segment) for segment in self._segments]
         return read_segments(segments, from_lsn, self._last_lsn)
 
-    def trim(self, below_lsn: int) -> int:
+    def trim(self, below_lsn: int, keep_s: float = 0.0) -> int:
         """Deletes segments that hold only LSNs below `below_lsn`, never the newest; returns the bytes freed.
 
-        Deleting 64 MiB takes milliseconds, so it may be called on another thread. Raises JournalError.
+        A segment that was written to within the last `keep_s` seconds stays, and so do those after it. Deleting 64 MiB takes
+        milliseconds, so it may be called on another thread. Raises JournalError.
         """
         freed = 0
         while len(self._segments) > 1 and self._segments[1].first_lsn <= below_lsn:
             segment = self._segments[0]
             try:
+                if time.time() - segment.path.stat().st_mtime < keep_s:
+                    break
                 segment.path.unlink()
                 segment.path.with_name(segment.path.name + DAMAGED_SUFFIX).unlink(missing_ok=True)
             except OSError as error:

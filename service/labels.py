@@ -1,14 +1,15 @@
 """Labels: "this event was fraud / legit", days later. Journaled like transactions; a label changes the tile of its event's ts.
 
-One label per event: the same again is a no-op, another one applies the difference. Numbering, applying and appending happen
-in one step of the loop, with pre-images, so a label either counts everywhere or nowhere.
+One label per event: the same again is a no-op, another one applies the difference. Labels are applied in steps, one step at a
+time; numbering, applying and appending happen in one go of the loop, with pre-images, so a step counts everywhere or nowhere.
 """
 
 import asyncio
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
-import structlog
+import numpy.typing as npt
 
 from features.advance_one import label_one
 from features.plan import Plan
@@ -16,102 +17,132 @@ from features.transaction import Transaction
 from service.codec import Label, LabelReply
 from service.decisions import Decisions, StoredDecision
 from service.errors import JournalUnavailable
-from service.fetch import Fetcher, Miss
+from service.fetch import Fetcher
 from service.images import Images
 from service.journal import Journal, JournalError
 from service.records import LABEL, LabelRecord, encode_label
+from service.ticket import Entities
 from service.tiers.l1 import L1
 from service.touched import Touched
 
-log = structlog.get_logger(__name__)
-
 FRAUD = "fraud"
+STEP_LABELS = 128  # labels applied at a time: about 1 ms on the loop
+
+
+class _Change(msgspec.Struct):
+    """A label that changes something: the decision with it, the profiles that `delta` frauds are added to."""
+
+    stored: StoredDecision
+    record: LabelRecord
+    tx: Transaction
+    slots: npt.NDArray[np.int64]
+    lsn: int
 
 
 class Labels:
     """Applies labels to decisions and profiles."""
 
     def __init__(self, plan: Plan, l1: L1, fetcher: Fetcher, decisions: Decisions, journal: Journal, touched: Touched) -> None:
-        self._kinds = [kind for kind in plan.kinds if kind.keeps_frauds]
-        self._n_kinds = len(plan.kinds)
+        self._plan = plan
         self._l1 = l1
         self._fetcher = fetcher
         self._decisions = decisions
         self._journal = journal
         self._touched = touched
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[list[LabelReply]]] = set()
 
     async def apply(self, labels: Sequence[Label]) -> list[LabelReply]:
-        """Apply each label in order. Raises JournalUnavailable; then the one at fault and those after it did not happen."""
-        replies = []
-        for label in labels:
-            replies.append(await self._apply_one(label))
+        """Apply labels in order. Raises JournalUnavailable; then the step at fault and those after it did not happen.
+
+        Whoever waits may hang up: what has begun is applied, and its pins are given back.
+        """
+        task = asyncio.get_running_loop().create_task(self._apply_all(labels))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    async def _apply_all(self, labels: Sequence[Label]) -> list[LabelReply]:
+        replies: list[LabelReply] = []
+        for start in range(0, len(labels), STEP_LABELS):
+            async with self._turn:
+                replies += await self._apply_step(labels[start : start + STEP_LABELS])
         if self._journal.is_synced_before_reply:
-            await self._journal.sync_to(self._journal.last_lsn)
+            try:
+                await self._journal.sync_to(self._journal.last_lsn)
+            except JournalError as error:
+                raise JournalUnavailable(f"{error}; applied, but not known to be durable") from None
         return replies
 
-    async def _apply_one(self, label: Label) -> LabelReply:
-        stored = self._decisions.find(label.event_id)
-        if stored is None:
-            return LabelReply(label.event_id, "unknown_event", None)
-        slots = np.full((1, self._n_kinds), -1, dtype=np.int64)
-        if _delta(stored, label.label):
-            tx = stored.transaction()
-            await self._pin(tx, slots)
-        # What was awaited may have let another label for the same event through.
-        stored = self._decisions.find(label.event_id) or stored
+    async def _apply_step(self, labels: Sequence[Label]) -> list[LabelReply]:
+        """Find decisions and profiles first, then change everything at once. Nobody else changes labels meanwhile."""
+        found = await self._decisions.find_many([label.event_id for label in labels])
+        txs = [None if stored is None else stored.transaction() for stored in found]
+        touched = {label.event_id for label in labels if label.label == FRAUD}
+        touched |= {label.event_id for label, stored in zip(labels, found, strict=True) if stored and stored.label == FRAUD}
+        # A first "legit" changes no profile: it needs none.
+        wanted = [tx if label.event_id in touched else None for label, tx in zip(labels, txs, strict=True)]
+        slots = await self._fetcher.pin_all([self._entities(tx) for tx in wanted])
         try:
-            if stored.label == label.label:
-                return LabelReply(label.event_id, "unchanged", stored.label_lsn)
-            return LabelReply(label.event_id, "applied", self._commit(stored, label, slots))
+            return self._change_all(labels, found, txs, slots)
         finally:
-            for kind in self._kinds:
-                if slots[0, kind.number] >= 0:
-                    self._l1.unpin(kind.number, int(slots[0, kind.number]))
+            self._l1.unpin_all(slots.tolist())
             self._l1.trim()
 
-    def _commit(self, stored: StoredDecision, label: Label, slots: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> int:
-        delta = _delta(stored, label.label)
-        tx = stored.transaction()
+    def _entities(self, tx: Transaction | None) -> Entities:
+        """The entities of `tx` whose profiles keep frauds."""
+        return tuple(getattr(tx, kind.id_field) if tx and kind.keeps_frauds else None for kind in self._plan.kinds)
+
+    def _change_all(
+        self,
+        labels: Sequence[Label],
+        found: Sequence[StoredDecision | None],
+        txs: Sequence[Transaction | None],
+        slots: npt.NDArray[np.int64],
+    ) -> list[LabelReply]:
+        first_lsn = self._journal.next_lsn
         images = Images(self._l1.slabs, slots)
-        lsn = self._journal.next_lsn
-        for kind in self._kinds:
-            slot = int(slots[0, kind.number])
-            if slot >= 0 and delta:
-                label_one(self._l1.slabs[kind.number], slot, tx.ts, delta, lsn)
+        newest = {label.event_id: stored for label, stored in zip(labels, found, strict=True)}
+        changes: list[_Change] = []
+        replies: list[LabelReply] = []
+        for label, tx, row in zip(labels, txs, slots, strict=True):
+            stored = newest[label.event_id]  # an earlier label of this step may have changed it
+            if stored is None or tx is None:
+                replies.append(LabelReply(label.event_id, "unknown_event", None))
+            elif stored.label == label.label:
+                replies.append(LabelReply(label.event_id, "unchanged", stored.label_lsn))
+            else:
+                change = self._apply_one(label, stored, tx, row, first_lsn + len(changes))
+                newest[label.event_id] = change.stored
+                changes.append(change)
+                replies.append(LabelReply(label.event_id, "applied", change.lsn))
+        if changes:
+            self._commit(changes, images)
+        return replies
+
+    def _apply_one(
+        self, label: Label, stored: StoredDecision, tx: Transaction, slots: npt.NDArray[np.int64], lsn: int
+    ) -> _Change:
+        delta = int(label.label == FRAUD) - int(stored.label == FRAUD)
+        if delta:
+            for kind in self._plan.kinds:
+                if kind.keeps_frauds and slots[kind.number] >= 0:
+                    label_one(self._l1.slabs[kind.number], int(slots[kind.number]), tx.ts, delta, lsn)
         record = LabelRecord(label.event_id, label.label, label.ts, delta, stored.body, stored.lsn)
+        return _Change(msgspec.structs.replace(stored, label=label.label, label_lsn=lsn), record, tx, slots, lsn)
+
+    def _commit(self, changes: Sequence[_Change], images: Images) -> None:
         try:
-            self._journal.append([(LABEL, encode_label(record), b"")])
+            self._journal.append([(LABEL, encode_label(change.record), b"") for change in changes])
         except (JournalError, OSError) as error:
             images.restore()
-            raise JournalUnavailable(f"{error}; the label was not applied") from None
-        for kind in self._kinds:
-            if slots[0, kind.number] >= 0 and delta:
-                self._touched.mark(kind.number, getattr(tx, kind.id_field), lsn)
-        self._decisions.label(label.event_id, stored, label.label, lsn)
-        return lsn
-
-    async def _pin(self, tx: Transaction, slots: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> None:
-        """Have the profiles that a label changes in L1, pinned."""
-        arrived = asyncio.Event()
-        missing = 0
-
-        def found(miss: Miss) -> None:
-            nonlocal missing
-            slots[0, miss.kind] = self._l1.find(miss.kind, miss.entity)
-            missing -= 1
-            if not missing:
-                arrived.set()
-
-        for kind in self._kinds:
-            entity = getattr(tx, kind.id_field)
-            if entity is not None:
-                slot, _ = self._fetcher.find(kind.number, entity, found)
-                slots[0, kind.number] = slot
-                missing += slot < 0
-        if missing:
-            await arrived.wait()
-
-
-def _delta(stored: StoredDecision, label: str) -> int:
-    """What the label changes in the number of frauds."""
-    return int(label == FRAUD) - int(stored.label == FRAUD)
+            raise JournalUnavailable(f"{error}; these labels were not applied") from None
+        for change in changes:
+            self._decisions.add(change.record.event_id, change.stored)
+            if not change.record.delta:
+                continue
+            for kind in self._plan.kinds:
+                slot = change.slots[kind.number]
+                # An entity that every store has lost has no profile to be written; an empty partial one gets the label later.
+                if kind.keeps_frauds and slot >= 0 and self._l1.slabs[kind.number].words[slot, 0]:
+                    self._touched.mark(kind.number, getattr(change.tx, kind.id_field), change.lsn)

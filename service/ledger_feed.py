@@ -26,6 +26,7 @@ class LedgerFeed:
     def __init__(self, ledger: Ledger, journal: Journal, position: int, interval_ms: int) -> None:
         self.position = position
         self.state = "on"
+        self._is_met = False  # its position has been read and fits this journal
         self._ledger = ledger
         self._journal = journal
         self._interval_s = interval_ms / 1000
@@ -48,6 +49,8 @@ class LedgerFeed:
 
     async def ship(self) -> None:
         """Append everything that the journal holds now. Raises TierUnavailable."""
+        if not self._is_met:
+            await self._meet()
         if self._journal.last_lsn <= self.position:
             return
         await self._journal.sync_to(self._journal.last_lsn)
@@ -72,17 +75,21 @@ class LedgerFeed:
                 if self.state == "on":
                     log.warning("ledger unavailable", problem=error.detail)
                 self.state = "down"
+                self._is_met = False
                 await asyncio.sleep(RETRY_S)
-                await self._reconnect()
             except Exception:  # a task's top loop
                 log.exception("ledger feed failed")
                 await asyncio.sleep(RETRY_S)
 
-    async def _reconnect(self) -> None:
-        try:
-            self.position = await self._ledger.read_position()
-        except TierUnavailable:
-            return
+    async def _meet(self) -> None:
+        """Take over the ledger's own position. Raises TierUnavailable, also for one that this journal cannot continue."""
+        position = await self._ledger.read_position()
+        if position >= self._journal.next_lsn:
+            raise TierUnavailable(
+                "ledger", f"it has everything up to LSN {position}, beyond this journal; restart the service to begin above it"
+            )
+        self.position = position
+        self._is_met = True
 
     async def _append(self, blocks: list[Block]) -> None:
         rows: list[LedgerRow] = []

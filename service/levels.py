@@ -1,7 +1,7 @@
 """A level: a tier below L1 with its state and what was counted of its look-ups."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from service.errors import TierUnavailable
 from service.tiers.base import Tier
@@ -12,22 +12,27 @@ ON, DOWN, CATCHING_UP, OFF = "on", "down", "catching_up", "off"
 class Level:
     """States: on; down (a call failed: neither read nor written until a probe answers); catching_up (written, not read).
 
-    `is_complete`: a miss here proves that no tier below holds the profile either. A Redis that evicts never is.
+    `is_complete`: a miss here proves that no tier below holds the profile either. `keeps`: what was put stays. A Redis that
+    evicts is neither. `lacks(key)`: the level may hold an old copy of this profile, or none, so its answer counts for nothing.
+    `is_local`: it lives in this process, so what was put is there as long as we are, though its durable position says less.
     """
 
-    def __init__(self, tier: Tier, is_complete: bool) -> None:
+    def __init__(self, tier: Tier, is_complete: bool, keeps: bool = True, is_local: bool = False) -> None:
         self.tier = tier
         self.name = tier.name
         self.is_complete = is_complete
+        self.keeps = keeps
+        self.is_local = is_local
+        self.lacks: Callable[[bytes], bool] = _lacks_nothing
         self.state = ON
         self.reason = ""
         self.n_lookups = self.n_hits = self.n_unavailable = 0
         self.read_seconds = 0.0
 
-    async def fill(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The tier's profiles for `keys`. Raises TierUnavailable at once unless the level is on."""
+    async def fill(self, keys: Sequence[bytes], even_old: bool = False) -> list[bytes | None]:
+        """The tier's profiles for `keys`. Raises TierUnavailable at once unless the level is on, or, `even_old`, catches up."""
         self.n_lookups += len(keys)
-        if self.state != ON:
+        if self.state != ON and not (even_old and self.state == CATCHING_UP):
             self.n_unavailable += len(keys)
             raise TierUnavailable(self.name, self.state)
         start = time.perf_counter()
@@ -59,3 +64,7 @@ class Level:
             "unavailable": self.n_unavailable,
             "read_seconds": round(self.read_seconds, 6),
         }
+
+
+def _lacks_nothing(key: bytes) -> bool:
+    return False

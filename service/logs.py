@@ -1,10 +1,13 @@
 """Logging, configured once per process: JSON lines on stderr, or a readable form if stderr is a terminal.
 
+What libraries report through `logging` takes the same form: where and what, not the text of an exception, which may quote.
+
 What may be logged: causes, counts, tiers, positions, request ids. Never API keys, ids of entities or events, bodies.
 """
 
 import logging
 import sys
+import traceback
 
 import structlog
 
@@ -28,3 +31,15 @@ def configure_logs(level: int = logging.INFO) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(level=logging.WARNING, handlers=[_LibraryRecords()], force=True)
+
+
+class _LibraryRecords(logging.Handler):
+    """Passes the records of libraries on to structlog."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fields: dict[str, object] = {"library": record.name}
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            fields |= {"error": type(error).__name__, "frames": traceback.format_tb(error.__traceback__)}
+        structlog.get_logger("weir").log(record.levelno, record.getMessage().partition("\n")[0], **fields)

@@ -24,13 +24,22 @@ from models.scorer import Batch, Scored, Scorer
 from service.clock import Clock
 from service.decide import Decision, Policy, decide
 from service.decisions import Decisions, StoredDecision, encode_body
-from service.errors import Conflict, InvalidEvent, JournalUnavailable, NotReady, Overloaded, ScoringFailed, WeirError
-from service.fetch import Fetcher, Miss
+from service.errors import (
+    Conflict,
+    InvalidEvent,
+    JournalUnavailable,
+    NotReady,
+    Overloaded,
+    ScoringFailed,
+    TierUnavailable,
+    WeirError,
+)
+from service.fetch import L1_HIT, Fetcher, Miss
 from service.images import Images
 from service.journal import Journal, JournalError
 from service.lists import Lists
 from service.records import TX, encode_outcome
-from service.ticket import Row, Ticket
+from service.ticket import ABSENT, Row, Ticket, entities_getter
 from service.tiers.l1 import L1
 from service.touched import Touched
 
@@ -62,7 +71,7 @@ class Pipeline:
         self._clock = clock
         self._events_max = events_max
         self._batch_max = batch_max
-        self._id_fields = [(kind.number, kind.id_field) for kind in plan.kinds]
+        self._entities_of = entities_getter(plan.kinds)
         self._in_flight: dict[str, Row] = {}
         self._waiting_cards: dict[str, Ticket] = {}
         self._ready: deque[Ticket] = deque()
@@ -101,10 +110,13 @@ class Pipeline:
             answers += await future
         return answers
 
-    async def drain(self) -> None:
-        """Wait until everything that was submitted is answered."""
-        while self._in_flight or self._background:  # noqa: ASYNC110  # once, at the stop; an event would cost every batch
+    async def drain(self, deadline_s: float) -> None:
+        """Wait until everything that was submitted is answered, at most `deadline_s`."""
+        stop_at = time.monotonic() + deadline_s
+        while (self._in_flight or self._background) and time.monotonic() < stop_at:  # noqa: ASYNC110  # once, at the stop
             await asyncio.sleep(0.005)
+        if self._in_flight:
+            log.error("transactions were left without an answer", rows=len(self._in_flight))
 
     def check_open(self) -> None:
         """Raise NotReady before the start is done and once the stop has begun."""
@@ -125,7 +137,10 @@ class Pipeline:
                 return _conflict(tx)
             twin.twins.append((ticket, index))
             return None
-        stored = self._decisions.find(tx.event_id)
+        try:
+            stored = self._decisions.find_recent(tx.event_id)
+        except TierUnavailable as error:  # raised from here, it would leave the rows before it without an answer
+            return error
         if stored is not None:
             if stored.body != body:
                 return _conflict(tx)
@@ -138,7 +153,7 @@ class Pipeline:
             return InvalidEvent(str(error), error.field)
         except InvalidEvent as error:
             return error
-        row = Row(ticket, index, tx, body, columns, trace)
+        row = Row(ticket, index, tx, self._entities_of(tx), body, columns, trace)
         self._in_flight[tx.event_id] = row
         ticket.rows.append(row)
         return None
@@ -146,21 +161,22 @@ class Pipeline:
     def _look_up(self, ticket: Ticket) -> None:
         """Pin every profile of the ticket; those that L1 lacks arrive later. Then wait behind earlier tickets of a card."""
         start = time.perf_counter()
+        find, partial = self._l1.find, self._fetcher.partial
         for row in ticket.rows:
-            for kind, id_field in self._id_fields:
-                entity = getattr(row.tx, id_field)
+            for kind, entity in enumerate(row.entities):
                 if entity is None:
-                    row.slots.append(-1)
-                    row.sources.append("absent")
-                    continue
-                slot, source = self._fetcher.find(kind, entity, row.found)
-                if slot < 0:
-                    ticket.n_missing += 1
-                    ticket.when_complete = self._arrived
+                    slot, source = -1, ABSENT
+                else:
+                    slot, source = find(kind, entity), L1_HIT
+                    if slot < 0:
+                        slot, source = self._fetcher.find_below(kind, entity, row.found)
+                        if slot < 0:
+                            ticket.n_missing += 1
+                            ticket.when_complete = self._arrived
+                    if partial:
+                        row.degrade(partial.get((kind, entity), ()))
                 row.slots.append(slot)
                 row.sources.append(source)
-                if self._fetcher.partial:
-                    row.degrade(self._fetcher.partial.get((kind, entity), ()))
             if self._waiting_cards:
                 ticket.wait_behind(self._waiting_cards.get(row.tx.card_id))
         ticket.lookup_seconds = time.perf_counter() - start
@@ -172,7 +188,7 @@ class Pipeline:
 
     def _arrived(self, row: Row, miss: Miss) -> None:
         """A profile that `row` waited for has its slot now."""
-        row.slots[miss.kind] = self._l1.find(miss.kind, miss.entity)
+        row.slots[miss.kind] = self._l1.pin(miss.kind, miss.entity)
         row.sources[miss.kind] = miss.source
         row.degrade(miss.degraded)
         row.ticket.n_missing -= 1
@@ -180,18 +196,18 @@ class Pipeline:
 
     def _release(self, ticket: Ticket) -> None:
         """Enqueue a ticket that has everything, and then those that waited only for it."""
-        released = [ticket]
+        released = [ticket] if not (ticket.n_missing or ticket.n_ahead) else []
         while released:
             ticket = released.pop(0)
-            if ticket.n_missing or ticket.n_ahead:
-                continue
             for row in ticket.rows:
                 if self._waiting_cards.get(row.tx.card_id) is ticket:
                     del self._waiting_cards[row.tx.card_id]
             self._enqueue(ticket)
             for follower in ticket.followers:
                 follower.n_ahead -= 1
-                released.append(follower)
+                # Only the last of those ahead releases it: once more, and it would be scored twice.
+                if not (follower.n_ahead or follower.n_missing):
+                    released.append(follower)
             ticket.followers.clear()
 
     def _enqueue(self, ticket: Ticket) -> None:
@@ -233,7 +249,9 @@ class Pipeline:
             return
         try:
             self._journal.append([(TX, row.body, encode_outcome(record)) for row, record in zip(rows, stored, strict=True)])
-        except (JournalError, OSError) as error:
+        except Exception as error:  # nor must what stands in no list of errors
+            if self._journal.next_lsn == first_lsn:
+                self._journal.burn(len(rows))
             log.error("journal append failed", rows=len(rows), problem=str(error))
             self._fail(rows, images, JournalUnavailable(f"{error}; nothing was changed"))
             return
@@ -258,11 +276,9 @@ class Pipeline:
         """The batch is in the journal: what was prepared counts now."""
         for row, record in zip(rows, stored, strict=True):
             self._decisions.add(row.tx.event_id, record)
-            self._clock.note(row.tx.ts)
             self.outcomes[record.outcome] += 1
-            for (kind, id_field), slot in zip(self._id_fields, row.slots, strict=True):
-                if slot >= 0:
-                    self.touched.mark(kind, getattr(row.tx, id_field), record.lsn)
+            self.touched.mark_all(row.entities, record.lsn)
+        self._clock.note(max(row.tx.ts for row in rows))
         self._unpin(rows)
         self.n_batches += 1
         self.n_rows += len(rows)
@@ -307,10 +323,7 @@ class Pipeline:
                 ticket.answer(index, error)
 
     def _unpin(self, rows: list[Row]) -> None:
-        for row in rows:
-            for (kind, _), slot in zip(self._id_fields, row.slots, strict=True):
-                if slot >= 0:
-                    self._l1.unpin(kind, slot)
+        self._l1.unpin_all(row.slots for row in rows)
         self._l1.trim()
 
     def _in_background(self, work: "asyncio._CoroutineLike[None]") -> None:

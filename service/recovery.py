@@ -4,8 +4,6 @@ Each profile ignores what it already has (LSN guard), so it does not matter how 
 store: afterwards the bytes are those of a fresh engine fed the whole journal.
 """
 
-import asyncio
-import functools
 import time
 
 import numpy as np
@@ -18,11 +16,12 @@ from features.transaction import Transaction
 from models.scorer import Batch, Scorer
 from service.clock import Clock
 from service.decisions import Decisions, decode_body
-from service.fetch import Fetcher, Miss
+from service.fetch import Fetcher
 from service.journal import Journal
-from service.lists import Lists
+from service.lists import ListChange, Lists
 from service.records import LABEL, LIST, TX, decode_label, decode_list_change, decode_outcome
 from service.stepwise import stepwise
+from service.ticket import entities_getter
 from service.tiers.l1 import L1
 from service.touched import Touched
 
@@ -40,7 +39,9 @@ class Recovery:
         journal: Journal, touched: Touched, clock: Clock,
     ) -> None:  # fmt: skip
         self.n_entries = 0
+        self.list_changes: list[ListChange] = []  # which the store of the lists may lack
         self._plan = plan
+        self._entities_of = entities_getter(plan.kinds)
         self._l1 = l1
         self._fetcher = fetcher
         self._scorer = scorer
@@ -72,28 +73,39 @@ class Recovery:
                 elif entry.kind == LABEL:
                     await self._label(entry.lsn, entry.body, position, decisions_position)
                 elif entry.kind == LIST:
-                    self._lists.apply(decode_list_change(entry.body), entry.lsn)
+                    change = decode_list_change(entry.body)
+                    self._lists.apply(change, entry.lsn)
+                    self.list_changes.append(change)
             if time.monotonic() - progress > PROGRESS_S:
                 progress = time.monotonic()
                 log.info("recovering", entries=self.n_entries, lsn=block.last_lsn, of=self._journal.last_lsn)
         await self._advance()
+        self._note_newest()
         if self.n_entries:
             seconds = round(time.monotonic() - start, 3)
             log.info("recovered", entries=self.n_entries, seconds=seconds, lsn=self._journal.last_lsn)
+
+    def _note_newest(self) -> None:
+        """The stream clock goes on where it stopped, about: at the last entries, if none of them had to be applied again."""
+        for block in self._journal.read(self._journal.last_lsn):
+            for entry in block.entries:
+                if entry.kind == TX:
+                    self._clock.note(decode_body(entry.body).ts)
+                elif entry.kind == LABEL:
+                    self._clock.note(decode_body(decode_label(entry.body).body).ts)
 
     async def _advance(self) -> None:
         rows, self._rows = self._rows, []
         if not rows:
             return
-        slots = await self._pin([tx for _, tx in rows])
+        entities = [self._entities_of(tx) for _, tx in rows]
+        slots = await self._fetcher.pin_all(entities)
         columns = np.array([encode(tx, self._plan.currencies) for _, tx in rows], dtype=np.int64)
         self._scorer.advance(self._l1.slabs, Batch(slots, columns, np.array([lsn for lsn, _ in rows], dtype=np.int64)))
-        for lsn, tx in rows:
-            for kind in self._plan.kinds:
-                entity = getattr(tx, kind.id_field)
-                if entity is not None:
-                    self._touched.mark(kind.number, entity, lsn)
-        self._unpin(slots)
+        for (lsn, _), found in zip(rows, entities, strict=True):
+            self._touched.mark_all(found, lsn)
+        self._l1.unpin_all(slots.tolist())
+        self._l1.trim()
 
     async def _label(self, lsn: int, body: bytes, position: int, decisions_position: int) -> None:
         record = decode_label(body)
@@ -105,41 +117,12 @@ class Recovery:
             return
         await self._advance()
         tx = decode_body(record.body)
-        slots = await self._pin([tx])
+        slots = await self._fetcher.pin_all([self._entities_of(tx)])
         for kind in self._plan.kinds:
             slot = int(slots[0, kind.number])
             if slot >= 0 and kind.keeps_frauds:
                 label_one(self._l1.slabs[kind.number], slot, tx.ts, record.delta, lsn)
-                self._touched.mark(kind.number, getattr(tx, kind.id_field), lsn)
-        self._unpin(slots)
-
-    async def _pin(self, txs: list[Transaction]) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
-        """int64 (rows, kinds): the slots of every entity, fetched and pinned; -1 = absent."""
-        slots = np.full((len(txs), len(self._plan.kinds)), -1, dtype=np.int64)
-        arrived = asyncio.Event()
-        missing = 0
-
-        def arrive(row: int, miss: Miss) -> None:
-            nonlocal missing
-            slots[row, miss.kind] = self._l1.find(miss.kind, miss.entity)
-            missing -= 1
-            if not missing:
-                arrived.set()
-
-        for row, tx in enumerate(txs):
-            for kind in self._plan.kinds:
-                entity = getattr(tx, kind.id_field)
-                if entity is not None:
-                    slot, _ = self._fetcher.find(kind.number, entity, functools.partial(arrive, row))
-                    slots[row, kind.number] = slot
-                    missing += slot < 0
-        if missing:
-            await arrived.wait()
-        return slots
-
-    def _unpin(self, slots: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> None:
-        for kind, column in zip(self._plan.kinds, slots.T.tolist(), strict=True):
-            for slot in column:
-                if slot >= 0:
-                    self._l1.unpin(kind.number, slot)
+                if self._l1.slabs[kind.number].words[slot, 0]:
+                    self._touched.mark(kind.number, getattr(tx, kind.id_field), lsn)
+        self._l1.unpin_all(slots.tolist())
         self._l1.trim()

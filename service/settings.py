@@ -70,7 +70,7 @@ class L2Settings(Section, frozen=True):
 
     enabled: bool = True
     cache_bytes: Annotated[int, Meta(ge=MIB, le=1 << 40)] = 128 * MIB  # bytes of block cache
-    flush_interval_ms: Annotated[int, Meta(ge=10, le=3_600_000)] = 1_000  # ms between memtable flushes (positions move)
+    flush_interval_ms: Annotated[int, Meta(ge=10, le=3_600_000)] = 5_000  # ms between memtable flushes (positions move)
 
 
 class RedisSettings(Section, frozen=True):

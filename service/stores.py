@@ -59,7 +59,7 @@ async def open_stores(settings: Settings, directory: Path, stack: AsyncExitStack
         s = settings.redis
         redis = RedisTier(s.url or "", s.deadline_ms, concurrency_max=s.concurrency_max, namespace=s.namespace)
         stack.push_async_callback(redis.close)
-        await _add(levels, positions, Level(redis, is_complete=False))
+        await _add(levels, positions, Level(redis, is_complete=False, keeps=False))
     if settings.postgres.enabled and settings.postgres.url:
         pool = PostgresPool(settings.postgres.url, settings.postgres.pool_max)
         stack.push_async_callback(pool.close)
@@ -73,8 +73,10 @@ async def open_stores(settings: Settings, directory: Path, stack: AsyncExitStack
     l2 = None
     if settings.l2.enabled:
         l2 = L2(rocks)
-        is_complete = _note_completeness(rocks, is_first=max([ledger_position, *positions], default=0) == 0)
-        levels.insert(0, Level(l2, is_complete))
+        # A store that did not answer may hold anything.
+        is_first = max([ledger_position, *positions], default=0) == 0 and all(level.state != DOWN for level in levels)
+        is_complete = _note_completeness(rocks, is_first)
+        levels.insert(0, Level(l2, is_complete, is_local=True))
         positions.insert(0, rocks.read_position())
     decisions = Column(rocks, "decisions")
     return Stores(
@@ -122,11 +124,16 @@ def check_against_journal(stores: Stores, last_lsn: int, trimmed_lsn: int, accep
         )
 
 
-def mark_behind(stores: Stores, replayed_from: int) -> list[int]:
-    """Indexes of the levels that lack more than the replay gives them: written, but not read until they have caught up."""
+def mark_behind(stores: Stores, replayed_from: int, last_lsn: int) -> list[tuple[int, bool]]:
+    """The levels that lack more than the replay gives them: written, but not read until they have caught up.
+
+    (index, whether only a complete level can tell what it lacks, because this journal was begun after that).
+    """
     behind = []
+    complete = max((p for level, p in zip(stores.levels, stores.positions, strict=True) if level.is_complete), default=0)
     for number, (level, position) in enumerate(zip(stores.levels, stores.positions, strict=True)):
-        if level.state != DOWN and position < replayed_from:
+        is_beyond_journal = not level.keeps and position < complete and complete > last_lsn
+        if level.state != DOWN and (position < replayed_from or is_beyond_journal):
             level.state = CATCHING_UP
-            behind.append(number)
+            behind.append((number, is_beyond_journal))
     return behind

@@ -1,28 +1,50 @@
 """A ticket: the transactions of one request on their way, and a row for each of them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
+from operator import attrgetter
 
-from features.plan import Plan
+from features.plan import KindPlan, Plan
 from features.transaction import Transaction
 from service.decide import Decision
 from service.errors import WeirError
 from service.fetch import Miss
 
 Answer = Decision | WeirError
+Entities = tuple[str | None, ...]  # the id of each kind's entity, None where the transaction has none
+
+ABSENT = "absent"  # the source of a profile that the transaction does not refer to
+
+
+def entities_getter(kinds: Sequence[KindPlan]) -> Callable[[Transaction], Entities]:
+    """A function that takes the entity ids out of a transaction, in the order of the kinds."""
+    if len(kinds) == 1:  # attrgetter gives a bare value for one name
+        field = attrgetter(kinds[0].id_field)
+        return lambda tx: (field(tx),)
+    return attrgetter(*[kind.id_field for kind in kinds])
 
 
 class Row:
-    """One transaction in flight. `slots` and `sources` have one item per kind; `twins` are others with the same event_id."""
+    """One transaction in flight. Its `entities`, `slots` and `sources` have one item per kind; `twins` share its event_id."""
 
-    __slots__ = ("body", "columns", "degraded", "index", "slots", "sources", "ticket", "trace", "twins", "tx")
+    __slots__ = (
+        "body", "columns", "degraded", "entities", "index", "slots", "sources", "ticket", "trace", "twins", "tx",
+    )  # fmt: skip
 
     def __init__(
-        self, ticket: "Ticket", index: int, tx: Transaction, body: bytes, columns: tuple[int, ...], trace: bool
+        self,
+        ticket: "Ticket",
+        index: int,
+        tx: Transaction,
+        entities: Entities,
+        body: bytes,
+        columns: tuple[int, ...],
+        trace: bool,
     ) -> None:
         self.ticket = ticket
         self.index = index
         self.tx = tx
+        self.entities = entities
         self.body = body
         self.columns = columns
         self.trace = trace

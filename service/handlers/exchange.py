@@ -4,6 +4,7 @@ A handler is `async (request) -> Response`, raises WeirError, and neither logs n
 registration. Handlers get their stops through a Front that they close over; a look-up in the app per request costs more.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,17 @@ from aiohttp import web
 
 from features.transaction import ID_LENGTH_MAX
 from service.auth import KeyRing, Role
-from service.errors import PROBLEM_CONTENT_TYPE, BodyTooLarge, InvalidEvent, MalformedBody, NotFound, WeirError, problem
+from service.errors import (
+    PROBLEM_CONTENT_TYPE,
+    BodyTooLarge,
+    InvalidEvent,
+    MalformedBody,
+    NotFound,
+    RequestTimeout,
+    UnsupportedMedia,
+    WeirError,
+    problem,
+)
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -22,6 +33,7 @@ if TYPE_CHECKING:
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False}
+_ENCODINGS: Final = ("gzip", "deflate", "identity")  # what aiohttp undoes without further packages
 
 
 class Front(msgspec.Struct, frozen=True):
@@ -54,17 +66,30 @@ def problem_reply(error: WeirError) -> web.Response:
     return web.Response(body=problem(error), status=error.status, headers=headers)
 
 
-async def read_body(request: web.Request, bytes_max: int) -> bytes:
-    """The body, decompressed. Raises BodyTooLarge, before reading where the length is announced, or MalformedBody."""
+async def read_body(request: web.Request, bytes_max: int, deadline_ms: int) -> bytes:
+    """The body, decompressed; `deadline_ms` 0 waits for ever.
+
+    Raises BodyTooLarge, before reading where the length is announced, UnsupportedMedia, RequestTimeout, MalformedBody.
+    """
+    encoding = request.headers.get("Content-Encoding")
+    if encoding is not None and encoding.lower() not in _ENCODINGS:
+        raise UnsupportedMedia(f"{encoding[:40]!r} is not read here; send {', '.join(_ENCODINGS)}", "Content-Encoding")
     announced = request.content_length
     if announced is not None and announced > bytes_max:
         raise _too_large(announced, bytes_max)
     try:
-        body = await request.read()
+        if request.content.is_eof() or not deadline_ms:  # nearly always: it came with the head, and a timeout costs 2 µs
+            body = await request.read()
+        else:
+            async with asyncio.timeout(deadline_ms / 1000):
+                body = await request.read()
+    except TimeoutError:
+        limit = f"the body did not arrive within server.request_deadline_ms = {deadline_ms} ms"
+        raise RequestTimeout(limit, "body") from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(request.client_max_size, bytes_max) from None
-    except web.RequestPayloadError as error:
-        raise MalformedBody(f"the body could not be read: {error}", "body") from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise MalformedBody("the body is not what its Content-Encoding and length say", "body") from None
     if len(body) > bytes_max:
         raise _too_large(len(body), bytes_max)
     return body
@@ -75,14 +100,17 @@ def read_flags(request: web.Request, **defaults: bool) -> dict[str, bool]:
     not change state because of a typo. Raises InvalidEvent."""
     if not request.rel_url.raw_query_string:
         return defaults
+    flags: dict[str, bool] = {}
     for name, value in request.query.items():
         if name not in defaults:
             known = ", ".join(defaults)
             raise InvalidEvent(f"there is no query parameter {name[:40]!r} here; there are {known}", f"?{name[:40]}")
         if value not in _FLAGS:
             raise InvalidEvent(f"{name} is {value[:40]!r}: expected true, false, 1 or 0", f"?{name}")
-        defaults[name] = _FLAGS[value]
-    return defaults
+        if name in flags:
+            raise InvalidEvent(f"{name} is given more than once", f"?{name}")
+        flags[name] = _FLAGS[value]
+    return defaults | flags
 
 
 def read_entity(request: web.Request, front: Front) -> tuple[str, str]:

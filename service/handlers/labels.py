@@ -13,7 +13,8 @@ def routes(front: Front) -> list[Route]:
 
     async def label(request: web.Request) -> web.Response:
         read_flags(request)
-        labels = decode_labels(await read_body(request, server.batch_body_bytes_max), server.batch_rows_max)
+        body = await read_body(request, server.batch_body_bytes_max, server.request_deadline_ms)
+        labels = decode_labels(body, server.batch_rows_max)
         return json_reply(encode_labels(await front.engine.label(labels)))
 
     return [Route("POST", "/v1/labels", "labels", Role.INGEST, label)]

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from service.auth import Role
 from service.codec import decode_list_body, encode
-from service.errors import NotFound
+from service.errors import InvalidEvent, NotFound
 from service.handlers.exchange import Front, Route, json_reply, read_body, read_entity
 from service.lists import LIST_NAMES
 
@@ -15,14 +15,17 @@ _PATH: Final = "/v1/lists/{list}/{kind}/{id}"
 
 def routes(front: Front) -> list[Route]:
     """The routes of this resource."""
-    engine = front.engine
+    engine, server = front.engine, front.settings.server
 
     async def get_entry(request: web.Request) -> web.Response:
         return json_reply(encode(_entry(front, *_target(request, front))))
 
     async def put_entry(request: web.Request) -> web.Response:
         target = _target(request, front)
-        change = decode_list_body(await read_body(request, front.settings.server.body_bytes_max))
+        change = decode_list_body(await read_body(request, server.body_bytes_max, server.request_deadline_ms))
+        now_ms = engine.now_ms()
+        if change.expires is not None and change.expires <= now_ms:
+            raise InvalidEvent(f"expires: {change.expires} is not after now, {now_ms}", "expires")
         await engine.put_list(*target, change.reason, change.expires)
         return json_reply(encode(_shown(*target, change.reason, change.expires)))
 

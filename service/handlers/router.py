@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from service.auth import KeyRing, require
 from service.errors import (
@@ -42,15 +42,22 @@ def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: S
     for module in (score, labels, decisions, entities, lists, tiers, health):
         for route in module.routes(front):
             handler = _wrap(route, front)
-            app.router.add_route(route.method, route.path, handler)
+            app.router.add_route(route.method, route.path, handler, expect_handler=_expect)
             allowed.setdefault(route.path, set()).add(route.method)
             if route.method == "GET":
-                app.router.add_route("HEAD", route.path, handler)
+                app.router.add_route("HEAD", route.path, handler, expect_handler=_expect)
                 allowed[route.path].add("HEAD")
     for path, methods in allowed.items():
-        app.router.add_route("*", path, _wrap(_refuse_method(path, methods), front))
-    app.router.add_route("*", "/{unknown:.*}", _wrap(_refuse_path(), front))
+        app.router.add_route("*", path, _wrap(_refuse_method(path, methods), front), expect_handler=_expect)
+    app.router.add_route("*", "/{unknown:.*}", _wrap(_refuse_path(), front), expect_handler=_expect)
     return app
+
+
+async def _expect(request: web.Request) -> None:
+    """`Expect: 100-continue` is answered, another expectation ignored: aiohttp's own 417 is no problem+json."""
+    if request.headers["Expect"].lower() == "100-continue" and request.version == HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the reply has not begun
 
 
 def _refuse_method(path: str, methods: set[str]) -> Route:

@@ -24,10 +24,11 @@ _SLICE_ROWS: Final = 1024  # rows decoded or encoded between two turns of the ev
 def routes(front: Front) -> list[Route]:
     """The routes of this resource."""
     submit = front.engine.submit
-    body_bytes_max = front.settings.server.body_bytes_max
+    server = front.settings.server
+    bytes_max, deadline_ms = server.body_bytes_max, server.request_deadline_ms
 
     async def score(request: web.Request) -> web.Response:
-        body = await read_body(request, body_bytes_max)
+        body = await read_body(request, bytes_max, deadline_ms)
         if not request.rel_url.raw_query_string:
             return json_reply(encode_decision(await submit(decode_transaction(body))))
         flags = read_flags(request, commit=True, explain=False, trace=False)
@@ -45,8 +46,9 @@ def routes(front: Front) -> list[Route]:
 
 async def _score_batch(request: web.Request, front: Front) -> web.Response:
     flags = read_flags(request, commit=True, explain=False, trace=False)
-    body = await read_body(request, front.settings.server.batch_body_bytes_max)
-    rows, ndjson = split_batch(body, request.content_type.lower(), front.settings.server.batch_rows_max)
+    server = front.settings.server
+    body = await read_body(request, server.batch_body_bytes_max, server.request_deadline_ms)
+    rows, ndjson = split_batch(body, request.content_type.lower(), server.batch_rows_max)
     items: list[Transaction | WeirError] = []
     for start in range(0, len(rows), _SLICE_ROWS):
         if start:

@@ -5,7 +5,7 @@ may exceed it and are given back as soon as they are unpinned. Who leaves is tol
 goes down before its slot is reused. Address space is reserved for the worst case; memory is committed when touched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from features.plan import Plan
 from features.slab import Slab
@@ -25,7 +25,9 @@ class L1:
         self.index: list[dict[str, int]] = [{} for _ in plan.kinds]
         self.sieves = [Sieve() for _ in plan.kinds]
         self.bytes_used = 0
-        self.n_evicted = 0
+        self.n_hits = self.n_evicted = 0
+        self._visited = [sieve.visited for sieve in self.sieves]
+        self._pins = [sieve.pins for sieve in self.sieves]
         self._ids: list[list[str]] = [[] for _ in plan.kinds]
         self._free: list[list[int]] = [[] for _ in plan.kinds]
         self._on_evict = on_evict
@@ -33,10 +35,16 @@ class L1:
     def find(self, kind: int, entity: str) -> int:
         """The slot of a profile, pinned and marked as visited, or -1."""
         slot = self.index[kind].get(entity, NONE)
-        if slot != NONE:
-            sieve = self.sieves[kind]
-            sieve.visited[slot] = 1
-            sieve.pins[slot] += 1
+        if slot >= 0:
+            self.n_hits += 1
+            self._visited[kind][slot] = 1
+            self._pins[kind][slot] += 1
+        return slot
+
+    def pin(self, kind: int, entity: str) -> int:
+        """The slot of a profile that has just been placed here, pinned once more."""
+        slot = self.index[kind][entity]
+        self._pins[kind][slot] += 1
         return slot
 
     def claim(self, kind: int, entity: str) -> int:
@@ -61,6 +69,14 @@ class L1:
     def unpin(self, kind: int, slot: int) -> None:
         """Give back one pin; trim() brings the memory back under its bound afterwards."""
         self.sieves[kind].pins[slot] -= 1
+
+    def unpin_all(self, rows: Iterable[Sequence[int]]) -> None:
+        """Give back one pin of every slot in `rows`, each of which has one slot per kind (-1: none)."""
+        pins = self._pins
+        for slots in rows:
+            for kind, slot in enumerate(slots):
+                if slot >= 0:
+                    pins[kind][slot] -= 1
 
     def trim(self) -> None:
         """Evict what stands above `bytes_max`, as far as it is not pinned."""

@@ -135,7 +135,8 @@ class RocksStore:
 
     async def flush(self, position: int) -> None:
         """Make every earlier write durable, then `position`. Raises TierUnavailable; the position is then the old one."""
-        for family in ("profiles", "decisions", "lists"):
+        # Decisions last: their position stands among them, and it speaks for the lists too.
+        for family in ("profiles", "lists", "decisions"):
             await self.run(self._family(family).flush)
         if position > self.read_position():
             await self.write("meta", [(POSITION_KEY, pack_lsn(position))])

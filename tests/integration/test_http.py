@@ -48,7 +48,8 @@ class EngineDouble:
         self, items: list[Transaction | errors.WeirError], *, commit: bool = True, trace: bool = False
     ) -> asyncio.Future[list[Decision | errors.WeirError]]:
         self._note("submit_many", len(items), commit, trace)
-        return self._done([item if isinstance(item, errors.WeirError) else _decision(item) for item in items])
+        known = {"l1": 1} if trace else None
+        return self._done([item if isinstance(item, errors.WeirError) else _decision(item, known) for item in items])
 
     async def label(self, labels: list[Label]) -> list[LabelReply]:
         self._note("label", len(labels))
@@ -270,6 +271,13 @@ async def test_batch_array_errors_in_place(service: Service) -> None:
     assert [entry["event_id"] for entry in reply] == ["t-1", "t-1"]
     assert reply[0]["reasons"] == ["R"]
     assert reply[1]["error"]["field"] == "amount"
+
+
+async def test_batch_trace_comes_with_every_decision(service: Service) -> None:
+    """?trace=1 reaches the engine, and each decision carries its trace."""
+    status, reply, _ = await service.call("POST", "/v1/score/batch?trace=1", b"[" + BODY + b"," + BODY + b"]")
+    assert (status, service.engine.calls) == (200, [("submit_many", 2, True, True)])
+    assert [entry["trace"] for entry in reply] == [{"l1": 1}] * 2
 
 
 async def test_batch_ndjson_in_ndjson_out(service: Service) -> None:

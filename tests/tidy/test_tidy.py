@@ -24,7 +24,7 @@ CLIENTS = {
     "sklearn": {"models/train.py"},
     "onnx": {"models/graph.py"},
     "prometheus_client": {"service/metrics.py"},
-    "uvloop": {"service/app.py", "loadgen/replay.py", "loadgen/bench/bare_aiohttp.py"},
+    "httptools": {"loadgen/sender.py", "loadgen/bench/null_server.py"},
 }
 
 

@@ -1,0 +1,146 @@
+"""Partial profiles: begun while a level could not be asked, made whole as soon as the levels answer again.
+
+The stored profile is advanced by every journal entry that it lacks, so the outcome has the very bytes that it would have had
+without the outage (a merge of the two would not: a label may take back a fraud that only the stored part counts, an event may
+be late only for the stored part). The journal reaches back far enough, because the first change of a partial profile holds
+back the position of every level. Cost: one pass over the journal since that change, for all partial profiles together.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+import structlog
+
+from features.advance_one import advance_one, label_one
+from features.columns import encode
+from features.plan import Plan
+from features.slab import Slab
+from service.decisions import decode_body
+from service.fetch import UNKNOWN, Fetcher, Found, entity_key
+from service.journal import Entry, Journal
+from service.records import LABEL, TX, decode_label
+from service.stepwise import stepwise
+from service.tiers.l1 import L1
+
+log = structlog.get_logger(__name__)
+
+KEYS_MAX = 4_096  # profiles that one pass makes whole: 10 MB of copies
+
+
+class Rebuild(msgspec.Struct):
+    """Copies of stored profiles, by entity, on their way to the journal's end."""
+
+    slabs: list[Slab]
+    index: list[dict[str, int]]
+
+
+class Partials:
+    """One task. `first_unwritten` names the first LSN of a key that a level may lack, `keep` takes what is not in L1."""
+
+    def __init__(
+        self, plan: Plan, l1: L1, fetcher: Fetcher, journal: Journal, interval_ms: int,
+        first_unwritten: Callable[[bytes], int | None], keep: Callable[[int, str, bytes, int], None],
+    ) -> None:  # fmt: skip
+        self.n_completed = 0
+        self._plan = plan
+        self._l1 = l1
+        self._fetcher = fetcher
+        self._journal = journal
+        self._interval_s = interval_ms / 1000
+        self._first_unwritten = first_unwritten
+        self._keep = keep
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """What is partial now will be so again after the next start: its entries are in the journal."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval_s)
+            try:
+                if self._fetcher.partial:
+                    await self.complete()
+            except Exception:  # a task's top loop: the next round tries again
+                log.exception("partial profiles could not be completed")
+
+    async def complete(self) -> None:
+        """Make every partial profile whole for which the levels answer."""
+        everything = list(self._fetcher.partial)
+        for start in range(0, len(everything), KEYS_MAX):
+            await self._complete(everything[start : start + KEYS_MAX])
+
+    async def _complete(self, entities: list[tuple[int, str]]) -> None:
+        keys = {entity_key(self._plan.kinds[kind].name, entity): (kind, entity) for kind, entity in entities}
+        # Before the levels are asked: what is written to them in between is then applied twice, and ignored once.
+        next_lsn = self._journal.next_lsn
+        first_lsns = {key: self._first_unwritten(key) or next_lsn for key in keys}
+        stored: dict[bytes, Found] = {}
+        async for key, found in self._fetcher.read_levels(list(keys), trust_all=True):
+            if found.source != UNKNOWN:
+                stored[key] = found
+        if not stored:
+            return
+        rebuild = self._begin({keys[key]: found.profile for key, found in stored.items()})
+        await self._apply_journal(rebuild, min(first_lsns[key] for key in stored))
+        # From here on nothing is awaited: the copies are the truth of this moment.
+        for key, found in stored.items():
+            self._replace(rebuild, *keys[key], found.profile, first_lsns[key])
+        self.n_completed += len(stored)
+        log.info("partial profiles completed", profiles=len(stored), left=len(self._fetcher.partial))
+
+    def _begin(self, stored: dict[tuple[int, str], bytes | None]) -> Rebuild:
+        index: list[dict[str, int]] = [{} for _ in self._plan.kinds]
+        for kind, entity in stored:
+            index[kind][entity] = len(index[kind])
+        rebuild = Rebuild([Slab(k, len(i)) for k, i in zip(self._plan.kinds, index, strict=True)], index)
+        for (kind, entity), profile in stored.items():
+            if profile is not None:
+                rebuild.slabs[kind].put(index[kind][entity], profile)
+        return rebuild
+
+    async def _apply_journal(self, rebuild: Rebuild, from_lsn: int) -> None:
+        """Every entry from `from_lsn` to the journal's last one, those too that are appended meanwhile."""
+        while from_lsn <= self._journal.last_lsn:
+            last_lsn = self._journal.last_lsn
+            async for block in stepwise(self._journal.read(from_lsn)):
+                for entry in block.entries:
+                    self._apply(rebuild, entry)
+            from_lsn = last_lsn + 1
+
+    def _apply(self, rebuild: Rebuild, entry: Entry) -> None:
+        """The profile's LSN guard leaves out what it already has."""
+        delta = 0
+        if entry.kind == TX:
+            tx = decode_body(entry.body)
+        elif entry.kind == LABEL:
+            record = decode_label(entry.body)
+            tx, delta = decode_body(record.body), record.delta
+            if not delta:
+                return
+        else:
+            return
+        for kind, slab, index in zip(self._plan.kinds, rebuild.slabs, rebuild.index, strict=True):
+            slot = index.get(getattr(tx, kind.id_field), -1)
+            if slot < 0:
+                continue
+            if not delta:
+                advance_one(slab, slot, encode(tx, self._plan.currencies), entry.lsn)
+            elif kind.keeps_frauds:
+                label_one(slab, slot, tx.ts, delta, entry.lsn)
+
+    def _replace(self, rebuild: Rebuild, kind: int, entity: str, stored: bytes | None, first_lsn: int) -> None:
+        profile = rebuild.slabs[kind].get(rebuild.index[kind][entity])
+        slot = self._l1.index[kind].get(entity)
+        if slot is not None:
+            self._l1.slabs[kind].put(slot, profile)
+        elif profile[0] and profile != stored:
+            self._keep(kind, entity, profile, first_lsn)
+        del self._fetcher.partial[kind, entity]

@@ -1,0 +1,210 @@
+"""`weir serve` as a real process: started, spoken to over HTTP, killed; and the truth about its journal."""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from features.memory import MemoryEngine
+from features.transaction import Transaction
+from models.generator import generate
+from service.app import load_model
+from service.decisions import decode_body
+from service.fetch import entity_key
+from service.journal import LABEL, TX, read_directory
+from service.records import decode_label
+from service.settings import load_settings
+
+READY_S = 30.0
+LABEL_TS = 1_775_000_000_000  # ms; after the stream
+FOREVER = "time.past_ms_max=315360000000"  # a client that is weeks of event time ahead makes nobody too late
+
+
+class Weir:
+    """One data directory and the process that serves it. `stdout` and `stderr` of all its lives are kept beside it."""
+
+    def __init__(self, directory: Path, overrides: Sequence[str]) -> None:
+        self.directory = directory
+        self.overrides = list(overrides)
+        self.url = ""
+        self.lives = 0
+        self._key = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self) -> None:
+        """Start and wait for the ready line; raises AssertionError with the log if the process ends instead."""
+        self.lives += 1
+        sets = [part for override in ("server.port=0", *self.overrides) for part in ("--set", override)]
+        command = [sys.executable, "-m", "service", "serve", "--data-dir", str(self.directory), *sets]
+        # To a file, not a pipe: nobody reads while the process is loaded.
+        with self._log("out").open("wb") as out, self._log("err").open("wb") as err:
+            self._process = subprocess.Popen(command, stdout=out, stderr=err)
+        deadline = time.monotonic() + READY_S
+        while "weir ready" not in self._log("out").read_text():
+            assert self._process.poll() is None, self.log()
+            assert time.monotonic() < deadline, self.log()
+            await asyncio.sleep(0.02)
+        self.url = self._log("out").read_text().partition("url=")[2].split()[0]
+        if not self._key:
+            command = [sys.executable, "-m", "service", "keys", "add", "--role", "admin", "--name", "test"]
+            done = subprocess.run([*command, "--data-dir", str(self.directory)], capture_output=True, check=True, text=True)
+            self._key = done.stdout.strip()
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        """Send the signal, wait for the end, return the exit code."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        code = self._process.wait(timeout=30)
+        self._process = None
+        return code
+
+    def stop(self) -> None:
+        """SIGTERM; the process has to end cleanly."""
+        assert self.kill(signal.SIGTERM) == 0, self.log()
+
+    def end(self) -> None:
+        """For the fixture: whatever state it is in."""
+        if self._process is not None:
+            self.kill()
+
+    def log(self) -> str:
+        return self._log("err").read_text()[-4000:]
+
+    def client(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(self.url, headers={"Authorization": f"Bearer {self._key}"})
+
+    def _log(self, stream: str) -> Path:
+        return self.directory.with_name(f"{self.directory.name}-{self.lives}.{stream}")
+
+
+class Client:
+    """Sends transactions one after the other and notes what was acknowledged."""
+
+    def __init__(self, weir: Weir) -> None:
+        self._weir = weir
+        self.acknowledged: dict[str, dict[str, Any]] = {}
+        self.n_replayed = 0
+
+    async def send(self, txs: Sequence[Transaction], batch: int) -> None:
+        """In requests of `batch`, 0: one by one over /v1/score. Ends silently when the process is gone."""
+        try:
+            async with self._weir.client() as session:
+                for start in range(0, len(txs), max(batch, 1)):
+                    part = txs[start : start + max(batch, 1)]
+                    body = msgspec.json.encode(part if batch else part[0])
+                    async with session.post("/v1/score/batch" if batch else "/v1/score", data=body) as response:
+                        reply = msgspec.json.decode(await response.read())
+                    assert response.status == 200, reply
+                    for decision in reply if batch else [reply]:
+                        assert "score" in decision, decision
+                        self.n_replayed += decision["replayed"]
+                        self.acknowledged[decision["event_id"]] = decision
+        except (aiohttp.ClientError, ConnectionError):
+            pass
+
+    async def label(self, event_ids: Sequence[str], label: str = "fraud") -> int:
+        """Returns how many labels were acknowledged."""
+        try:
+            async with self._weir.client() as session:
+                body = msgspec.json.encode([{"event_id": e, "label": label, "ts": LABEL_TS} for e in event_ids])
+                async with session.post("/v1/labels", data=body) as response:
+                    reply = msgspec.json.decode(await response.read())
+                    assert response.status == 200, reply
+                    return len(event_ids)
+        except (aiohttp.ClientError, ConnectionError):
+            return 0
+
+
+class Truth:
+    """The journal of a data directory, and what a fresh engine fed it in LSN order has."""
+
+    def __init__(self, directory: Path) -> None:
+        plan, _, scorer = load_model(load_settings())
+        engine = MemoryEngine(plan)
+        self.plan = plan
+        self.scores: dict[str, float] = {}
+        self.lsns: dict[str, int] = {}
+        self.labels: dict[str, str] = {}
+        for block in read_directory(directory / "journal"):
+            txs = [(entry.lsn, decode_body(entry.body)) for entry in block.entries if entry.kind == TX]
+            if txs:
+                vectors = engine.vectors([tx for _, tx in txs], txs[0][0])
+                risks = scorer.infer(vectors).tolist()  # type: ignore[attr-defined]  # of the onnx scorer
+                for (lsn, tx), risk in zip(txs, risks, strict=True):
+                    assert tx.event_id not in self.lsns, f"{tx.event_id} was journaled twice"
+                    self.scores[tx.event_id], self.lsns[tx.event_id] = risk, lsn
+            for entry in block.entries:
+                if entry.kind == LABEL:
+                    record = decode_label(entry.body)
+                    self.labels[record.event_id] = record.label
+                    if record.delta:
+                        engine.label(decode_body(record.body), record.delta, entry.lsn)
+        self.profiles: dict[bytes, bytes] = {}
+        for kind, index in zip(plan.kinds, engine.index, strict=True):
+            for entity in index:
+                self.profiles[entity_key(kind.name, entity)] = engine.profile(kind.name, entity) or b""
+
+
+MakeWeir = Callable[..., Weir]
+
+
+@pytest.fixture
+def make_weir(tmp_path: Path) -> Iterator[MakeWeir]:
+    """`make_weir("l1.bytes_max=65536", name="a")`: a Weir, not started yet, killed at the end."""
+    made: list[Weir] = []
+
+    def make(*overrides: str, name: str = "data") -> Weir:
+        made.append(Weir(tmp_path / name, ["time.clock=stream", FOREVER, *overrides]))
+        return made[-1]
+
+    yield make
+    for weir in made:
+        weir.end()
+
+
+@pytest.fixture
+def make_client() -> Callable[[Weir], Client]:
+    """A Client of a Weir."""
+    return Client
+
+
+@pytest.fixture
+def truth_of() -> Callable[[Path], Truth]:
+    """The Truth of a data directory."""
+    return Truth
+
+
+@pytest.fixture
+async def rng() -> AsyncIterator[random.Random]:
+    """Seeded by SEED, which is printed."""
+    seed = int(os.environ.get("SEED", "1"))
+    print(f"SEED={seed}")  # noqa: T201  # pytest shows it with a failure
+    yield random.Random(seed)
+
+
+@pytest.fixture(scope="session")
+def stream() -> list[Transaction]:
+    """3,000 generated transactions of 75 cards, in order of time."""
+    rows = generate(3_000, seed=7, n_cards=75).to_pylist()
+    fields = Transaction.__struct_fields__
+    return [Transaction(**{field: row[field] for field in fields if row[field] is not None}) for row in rows]
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
