@@ -120,7 +120,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ReplayStopped, SendError, DatasetError, SpecError, OSError) as error:
-        typer.echo(f"weir replay: {error}", err=True)
+        typer.echo(f"weir: {error}", err=True)
         raise typer.Exit(2) from None
 
 

@@ -147,14 +147,19 @@ class Fetcher:
             await arrived.wait()
         return slots
 
-    async def read(self, kind: int, entity: str) -> tuple[bytes | None, list[str]]:
-        """The newest bytes of a profile and the levels that did not answer, without touching L1 (for people and dry runs)."""
+    async def read(self, kind: int, entity: str) -> Found:
+        """The newest bytes of a profile, without touching L1 or the filter."""
         key = entity_key(self._plan.kinds[kind].name, entity)
-        profile = self._l1.peek(kind, entity) or self._waiting.waiting(key)
-        if profile is not None or (self._bloom is not None and not self._bloom.maybe_has(key)):
-            return profile, self.partial.get((kind, entity), [])
-        found = await self._read_one(key)
-        return found.profile, found.degraded
+        degraded = self.partial.get((kind, entity), [])
+        profile = self._l1.peek(kind, entity)
+        if profile is not None:
+            return Found(profile, L1_HIT, degraded)
+        profile = self._waiting.waiting(key)
+        if profile is not None:
+            return Found(profile, WAITING, degraded)
+        if self._bloom is not None and not self._bloom.maybe_has(key):
+            return Found(None, BLOOM_NEW)
+        return await self._read_one(key)
 
     async def read_levels(self, keys: Sequence[bytes], trust_all: bool = False) -> AsyncIterator[tuple[bytes, Found]]:
         """Ask level after level for what is still missing: (key, what was found), each key once, as soon as it is known.

@@ -13,6 +13,8 @@ import functools
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import structlog
@@ -42,6 +44,7 @@ from service.records import TX, encode_outcome
 from service.ticket import ABSENT, Row, Ticket, entities_getter
 from service.tiers.l1 import L1
 from service.touched import Touched
+from service.trace import last_seen, trace
 
 log = structlog.get_logger(__name__)
 
@@ -234,6 +237,9 @@ class Pipeline:
         columns = np.array([row.columns for row in rows], dtype=np.int64)
         batch = Batch(slots, columns, np.arange(first_lsn, first_lsn + len(rows), dtype=np.int64))
         images = Images(self._l1.slabs, slots)
+        for row in rows:
+            if row.trace:
+                row.seen = last_seen(self._l1.slabs, row.slots)
         times = [time.perf_counter()]
         try:
             scored = self.scorer.score(self._l1.slabs, batch)
@@ -291,11 +297,16 @@ class Pipeline:
             answer = Decision(
                 event_id, record.score, record.outcome, record.model, record.scorer, record.lsn, False,
                 record.degraded, record.reasons,
-                row.traced(self.plan, scored.vectors[number].tolist(), times) if row.trace else None,
+                self._trace(row, scored.vectors[number].tolist(), times) if row.trace else None,
             )  # fmt: skip
             row.ticket.answer(row.index, answer)
             for ticket, index in row.twins:
                 ticket.answer(index, record.decision(event_id))
+
+    def _trace(self, row: Row, vector: list[float], times: list[float]) -> dict[str, Any]:
+        score, decide_, journal = ((after - before) * 1e6 for before, after in pairwise(times))
+        us = {"lookup": row.ticket.lookup_seconds * 1e6, "score": score, "decide": decide_, "journal": journal}
+        return trace(self.plan, row.sources, row.seen, self._clock.now_ms(), vector, us)
 
     async def _reply_when_durable(
         self, rows: list[Row], stored: list[StoredDecision], scored: Scored, times: list[float]

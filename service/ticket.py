@@ -1,10 +1,9 @@
 """A ticket: the transactions of one request on their way, and a row for each of them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
 from operator import attrgetter
 
-from features.plan import KindPlan, Plan
+from features.plan import KindPlan
 from features.transaction import Transaction
 from service.decide import Decision
 from service.errors import WeirError
@@ -28,7 +27,7 @@ class Row:
     """One transaction in flight. Its `entities`, `slots` and `sources` have one item per kind; `twins` share its event_id."""
 
     __slots__ = (
-        "body", "columns", "degraded", "entities", "index", "slots", "sources", "ticket", "trace", "twins", "tx",
+        "body", "columns", "degraded", "entities", "index", "seen", "slots", "sources", "ticket", "trace", "twins", "tx",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +48,7 @@ class Row:
         self.columns = columns
         self.trace = trace
         self.slots: list[int] = []
+        self.seen: list[int] = []  # for the trace: when each profile saw its last event
         self.sources: list[str] = []
         self.degraded: list[str] = []
         self.twins: list[tuple[Ticket, int]] = []
@@ -62,20 +62,6 @@ class Row:
         for level in levels:
             if level not in self.degraded:
                 self.degraded.append(level)
-
-    def traced(self, plan: Plan, vector: list[float], times: list[float]) -> dict[str, object]:
-        """Where each profile came from, the features, and the µs of each stop (all but the look-up: of the whole batch)."""
-        score, decide, journal = ((after - before) * 1e6 for before, after in pairwise(times))
-        return {
-            "profiles": {kind.name: source for kind, source in zip(plan.kinds, self.sources, strict=True)},
-            "features": dict(zip(plan.feature_names, vector, strict=True)),
-            "us": {
-                "lookup": round(self.ticket.lookup_seconds * 1e6, 1),
-                "score": round(score, 1),
-                "decide": round(decide, 1),
-                "journal": round(journal, 1),
-            },
-        }
 
 
 def _never(row: Row, miss: Miss) -> None:

@@ -62,7 +62,7 @@ class Sieve:
     def evict(self) -> int:
         """Take out the member that may leave and return it, or -1 if all are pinned."""
         hand = self._hand
-        for _ in range(2 * self._n_members + 1):
+        for _ in range(2 * self._n_members):  # a first round may only take bits away
             if hand == NONE:
                 hand = self._oldest
             if not self.visited[hand] and not self.pins[hand]:
