@@ -60,6 +60,7 @@ HTTP_STOP_DEADLINE_S = 3.0  # for requests under way, such as one whose body nev
 STOP_DEADLINE_S = 10.0  # for each of write-behind and the ledger; what is left is in the journal
 ARTIFACTS = Path(__file__).parent.parent / "models" / "artifacts"
 HOUR_MS = 3_600_000
+GC_THRESHOLD = 20_000  # containers allocated and not freed before the youngest generation is searched; Python's is 700
 PINNED_BESIDE_MAX = 4_096  # slots of a kind that labels and recovery pin beside the queue; address space until used
 
 
@@ -121,6 +122,8 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
     await web.SockSite(runner, listener).start()
     gc.collect()
     gc.freeze()
+    # What a request allocates is freed by reference counts; cycles are rare, so look for them rarely.
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
     host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
     return f"http://{host}:{listener.getsockname()[1]}", engine
 

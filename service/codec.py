@@ -66,8 +66,8 @@ class _DecisionReply(msgspec.Struct, gc=False):
     scorer: str
     lsn: int
     replayed: bool
-    degraded: list[str]
-    reasons: list[str] | UnsetType = UNSET
+    degraded: tuple[str, ...]
+    reasons: tuple[str, ...] | UnsetType = UNSET
     trace: dict[str, Any] | UnsetType = UNSET
 
 
@@ -199,7 +199,7 @@ def _reply(decision: "Decision", explain: bool) -> _DecisionReply:
         decision.lsn,
         decision.replayed,
         decision.degraded,
-        (decision.reasons or []) if explain else UNSET,
+        (decision.reasons or ()) if explain else UNSET,
         UNSET if decision.trace is None else decision.trace,
     )
 

@@ -24,8 +24,8 @@ class Decision(msgspec.Struct, gc=False):
     scorer: str
     lsn: int
     replayed: bool = False
-    degraded: list[str] = []
-    reasons: list[str] | None = None
+    degraded: tuple[str, ...] = ()
+    reasons: tuple[str, ...] | None = None
     trace: dict[str, Any] | None = None
 
 
@@ -40,21 +40,21 @@ class Policy(msgspec.Struct, frozen=True):
 
 def decide(
     tx: Transaction, amount: int, risk: float, unknown: bool, policy: Policy, lists: Lists, now_ms: int
-) -> tuple[str, list[str]]:
+) -> tuple[str, tuple[str, ...]]:
     """Outcome and reason codes. `amount` is in base minor units, `unknown` says that a profile could not be asked for."""
     if lists:
         denied = lists.match("deny", tx, now_ms)
         if denied:
-            return DECLINE, [f"DENY_LIST_{kind.upper()}" for kind in denied]
+            return DECLINE, tuple(f"DENY_LIST_{kind.upper()}" for kind in denied)
         allowed = lists.match("allow", tx, now_ms)
         if allowed:
-            return APPROVE, [f"ALLOW_LIST_{kind.upper()}" for kind in allowed]
+            return APPROVE, tuple(f"ALLOW_LIST_{kind.upper()}" for kind in allowed)
     if risk >= policy.decline_threshold:
-        return DECLINE, ["SCORE_ABOVE_DECLINE_THRESHOLD"]
+        return DECLINE, ("SCORE_ABOVE_DECLINE_THRESHOLD",)
     if unknown and amount >= policy.unknown_amount_min and policy.unknown_outcome == DECLINE:
-        return DECLINE, ["L3_UNKNOWN"]
+        return DECLINE, ("L3_UNKNOWN",)
     if risk >= policy.review_threshold:
-        return REVIEW, ["SCORE_ABOVE_REVIEW_THRESHOLD"]
+        return REVIEW, ("SCORE_ABOVE_REVIEW_THRESHOLD",)
     if unknown and amount >= policy.unknown_amount_min:
-        return policy.unknown_outcome, ["L3_UNKNOWN"]
-    return APPROVE, []
+        return policy.unknown_outcome, ("L3_UNKNOWN",)
+    return APPROVE, ()

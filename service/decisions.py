@@ -24,8 +24,8 @@ class StoredDecision(msgspec.Struct, array_like=True, gc=False):
     outcome: str
     model: str
     scorer: str
-    degraded: list[str]
-    reasons: list[str]
+    degraded: tuple[str, ...]  # tuples: a hundred thousand lists would make every garbage collection longer
+    reasons: tuple[str, ...]
     label: str | None = None
     label_lsn: int = 0
 

@@ -60,7 +60,7 @@ class DryRun:
         risk = float(scored.risk[0])
         now_ms = self._clock.now_ms()
         outcome, reasons = decide(tx, columns[1], risk, bool(degraded), self._policy, self._lists, now_ms)
-        decision = Decision(tx.event_id, risk, outcome, self._model_name, self._scorer.name, 0, False, degraded, reasons)
+        decision = Decision(tx.event_id, risk, outcome, self._model_name, self._scorer.name, 0, False, tuple(degraded), reasons)
         if with_trace:
             us = {"lookup": (looked_up - start) * 1e6, "score": (time.perf_counter() - looked_up) * 1e6}
             decision.trace = trace(self._plan, sources, seen, now_ms, scored.vectors[0].tolist(), us)

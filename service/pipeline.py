@@ -138,7 +138,7 @@ class Pipeline:
         if twin is not None:
             if twin.body != body:
                 return _conflict(tx)
-            twin.twins.append((ticket, index))
+            twin.twins += ((ticket, index),)
             return None
         try:
             stored = self._decisions.find_recent(tx.event_id)

@@ -19,8 +19,8 @@ class Outcome(msgspec.Struct, array_like=True, gc=False):
     outcome: str
     model: str
     scorer: str
-    degraded: list[str]
-    reasons: list[str]
+    degraded: tuple[str, ...]
+    reasons: tuple[str, ...]
 
 
 class LabelRecord(msgspec.Struct, array_like=True, gc=False):

@@ -105,7 +105,7 @@ class WriteBehindSettings(Section, frozen=True):
     """How dirty profiles travel to the tiers below the first one."""
 
     interval_ms: Annotated[int, Meta(ge=1, le=60_000)] = 100  # ms between two flushes to one tier
-    batch_max: Annotated[int, Meta(ge=1, le=100_000)] = 1_000  # profiles in one write
+    batch_max: Annotated[int, Meta(ge=1, le=100_000)] = 500  # profiles in one write; their copies take 2 ms
     profiles_max: Annotated[int, Meta(ge=1, le=100_000_000)] = 200_000  # dirty profiles held in memory
 
 

@@ -50,8 +50,8 @@ class Row:
         self.slots: list[int] = []
         self.seen: list[int] = []  # for the trace: when each profile saw its last event
         self.sources: list[str] = []
-        self.degraded: list[str] = []
-        self.twins: list[tuple[Ticket, int]] = []
+        self.degraded: tuple[str, ...] = ()
+        self.twins: tuple[tuple[Ticket, int], ...] = ()
 
     def found(self, miss: Miss) -> None:
         """A profile that this row waits for has its slot."""
@@ -61,7 +61,7 @@ class Row:
         """These levels could not be asked for one of the row's profiles."""
         for level in levels:
             if level not in self.degraded:
-                self.degraded.append(level)
+                self.degraded += (level,)
 
 
 def _never(row: Row, miss: Miss) -> None:
@@ -97,4 +97,5 @@ class Ticket:
         self._answers[index] = answer
         self._n_open -= 1
         if self._n_open == 0:
+            self.rows = []  # rows refer to their ticket: without this only the garbage collector would find them
             self._deliver([a for a in self._answers if a is not None])

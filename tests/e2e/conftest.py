@@ -4,11 +4,10 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ class Weir:
         command = [sys.executable, "-m", "service", "serve", "--data-dir", str(self.directory), *sets]
         # To a file, not a pipe: nobody reads while the process is loaded.
         with self._log("out").open("wb") as out, self._log("err").open("wb") as err:
-            self._process = subprocess.Popen(command, stdout=out, stderr=err)
+            self._process = subprocess.Popen(command, stdout=out, stderr=err)  # noqa: ASYNC220  # it takes a millisecond
         deadline = time.monotonic() + READY_S
         while "weir ready" not in self._log("out").read_text():
             assert self._process.poll() is None, self.log()
@@ -58,7 +57,8 @@ class Weir:
         self.url = self._log("out").read_text().partition("url=")[2].split()[0]
         if not self._key:
             command = [sys.executable, "-m", "service", "keys", "add", "--role", "admin", "--name", "test"]
-            done = subprocess.run([*command, "--data-dir", str(self.directory)], capture_output=True, check=True, text=True)
+            command += ["--data-dir", str(self.directory)]
+            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, text=True)
             self._key = done.stdout.strip()
 
     def kill(self, number: int = signal.SIGKILL) -> int:
@@ -186,11 +186,11 @@ def truth_of() -> Callable[[Path], Truth]:
 
 
 @pytest.fixture
-async def rng() -> AsyncIterator[random.Random]:
+def rng() -> random.Random:
     """Seeded by SEED, which is printed."""
     seed = int(os.environ.get("SEED", "1"))
     print(f"SEED={seed}")  # noqa: T201  # pytest shows it with a failure
-    yield random.Random(seed)
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="session")
@@ -199,12 +199,3 @@ def stream() -> list[Transaction]:
     rows = generate(3_000, seed=7, n_cards=75).to_pylist()
     fields = Transaction.__struct_fields__
     return [Transaction(**{field: row[field] for field in fields if row[field] is not None}) for row in rows]
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -60,7 +60,7 @@ async def test_same_stream_by_one_client_gives_same_scores_and_bytes(
         different = [event_id for event_id, score in scores[name].items() if score != truth.scores[event_id]]
         assert not different, f"{name}: {len(different)} scores differ"
         assert await stored(weirs[name], keys) == list(truth.profiles.values()), name
-    print(f"{len(ways)} ways, {len(txs)} events, {len(keys)} profiles, {sum(map(len, truth.profiles.values()))} bytes")
+    print(f"{len(ways)} ways, {len(txs)} events, {len(keys)} profiles, {sum(map(len, truth.profiles.values()))} bytes")  # noqa: T201  # shown by -rP
 
 
 async def test_eight_clients_leave_what_their_journal_says(
@@ -78,4 +78,4 @@ async def test_eight_clients_leave_what_their_journal_says(
     assert {e: r["lsn"] for e, r in acknowledged.items()} == truth.lsns
     assert len(truth.lsns) == len(stream)
     assert await stored(weir, list(truth.profiles)) == list(truth.profiles.values())
-    print(f"8 clients, {len(truth.lsns)} events, {len(truth.profiles)} profiles")
+    print(f"8 clients, {len(truth.lsns)} events, {len(truth.profiles)} profiles")  # noqa: T201  # shown by -rP

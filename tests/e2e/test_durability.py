@@ -122,7 +122,7 @@ async def test_kill_under_load_loses_nothing_and_counts_nothing_twice(
         await redis.close()
         await pool.close()
     assert await ledger_lsns(postgres_url) == truth.lsns
-    print(
+    print(  # noqa: T201  # shown by -rP
         f"batch={batch}: {n_acknowledged} acknowledged, {len(truth.lsns)} journaled, {n_labels} labels, {n_resent} sent again,"
         f" {sum(c.n_replayed for c in clients)} replayed, {len(truth.profiles)} profiles in 3 stores, {weir.lives} lives"
     )
@@ -180,4 +180,4 @@ async def test_stop_answers_everything_and_leaves_nothing_to_replay(
         await assert_store_true(L2(store), truth, max(truth.lsns.values()))
     finally:
         store.close()
-    print(f"{len(client.acknowledged)} acknowledged, {len(truth.lsns)} journaled, {len(truth.profiles)} profiles in l2")
+    print(f"{len(client.acknowledged)} acknowledged, {len(truth.lsns)} journaled, {len(truth.profiles)} profiles in l2")  # noqa: T201  # shown by -rP

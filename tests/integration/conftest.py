@@ -31,7 +31,13 @@ from service.levels import ON
 from service.records import decode_label
 from service.settings import Settings, load_settings
 
-BASE = ("time.clock=stream", "redis.deadline_ms=1000", "postgres.deadline_ms=1000", "write_behind.interval_ms=20")
+BASE = (
+    "time.clock=stream",
+    "redis.deadline_ms=1000",
+    "postgres.deadline_ms=1000",
+    "write_behind.interval_ms=20",
+    "l2.flush_interval_ms=200",
+)
 
 
 class Truth:
@@ -116,7 +122,7 @@ class Running:
         feed, url = self.engine.ledger_feed, self.settings.postgres.url
         assert feed is not None
         async with asyncio.timeout(10):
-            while feed.position < self.engine.journal.last_lsn:
+            while feed.position < self.engine.journal.last_lsn:  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0.01)
         connection = await asyncpg.connect(url)
         rows = await connection.fetch("SELECT event_id, lsn FROM weir_ledger")
