@@ -43,6 +43,7 @@ from service.labels import Labels
 from service.ledger_feed import LedgerFeed
 from service.list_store import ListStore
 from service.lists import Lists
+from service.loop_lag import watch_loop
 from service.metrics import Metrics
 from service.partials import Partials
 from service.pipeline import Pipeline
@@ -111,6 +112,8 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
     engine = await start_engine(settings, plan, card, scorer, accept_loss, stack)
     metrics = Metrics()
     watch_engine(metrics, engine)
+    lag = asyncio.create_task(watch_loop(metrics.loop_lag[()]))
+    stack.push_async_callback(_cancel, [lag])
     app = build_web_app(engine, keys, metrics, settings)
     runner = HttpRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HTTP_STOP_DEADLINE_S)
     await runner.setup()

@@ -147,7 +147,7 @@ class Engine(msgspec.Struct):
             "lookups": self.l1.n_hits + self.fetcher.n_misses,
             "hits": self.l1.n_hits,
             "misses": self.fetcher.n_misses,
-            "evicted": self.l1.n_evicted,
+            "evicted": sum(self.l1.n_evicted),
         }
         tiers = [l1]
         if self.bloom is not None:

@@ -20,6 +20,11 @@ def watch_engine(metrics: Metrics, engine: Engine) -> None:
     if engine.ledger_feed is not None:
         feed = engine.ledger_feed
         metrics.watch("ledger_lag", lambda: max(journal.last_lsn - feed.position, 0))
+    metrics.batch_rows[()], metrics.batch_waves[()] = pipeline.batch_rows, pipeline.batch_waves
+    for stop, histogram in pipeline.batch_seconds.items():
+        metrics.batch_seconds[stop,] = histogram
+    for level in engine.levels:
+        metrics.tier_seconds[level.name,] = level.read_seconds
     metrics.before_scrape = lambda: _copy_counts(metrics, engine)
 
 
@@ -27,6 +32,9 @@ def _copy_counts(metrics: Metrics, engine: Engine) -> None:
     """The stops count in plain attributes, which cost nothing; a scrape copies them."""
     for outcome, count in engine.pipeline.outcomes.items():
         metrics.tx[outcome,] = count
+    metrics.replayed[()] = engine.pipeline.n_replayed
+    for kind, n_evicted in zip(engine.plan.kinds, engine.l1.n_evicted, strict=True):
+        metrics.evictions[kind.name,] = n_evicted
     for level in engine.levels:
         _lookups(metrics.tier_lookups, level.name, level.n_lookups, level.n_hits, level.n_unavailable)
     l1_hits = engine.l1.n_hits

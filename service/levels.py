@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from service.errors import TierUnavailable
+from service.metrics import LATENCY_BOUNDS, Histogram
 from service.tiers.base import Tier
 
 ON, DOWN, CATCHING_UP, OFF = "on", "down", "catching_up", "off"
@@ -27,7 +28,7 @@ class Level:
         self.state = ON
         self.reason = ""
         self.n_lookups = self.n_hits = self.n_unavailable = 0
-        self.read_seconds = 0.0
+        self.read_seconds = Histogram(LATENCY_BOUNDS)
 
     async def fill(self, keys: Sequence[bytes], even_old: bool = False) -> list[bytes | None]:
         """The tier's profiles for `keys`. Raises TierUnavailable at once unless the level is on, or, `even_old`, catches up."""
@@ -42,7 +43,7 @@ class Level:
             self.n_unavailable += len(keys)
             self.fail(error)
             raise
-        self.read_seconds += time.perf_counter() - start
+        self.read_seconds.observe(time.perf_counter() - start)
         self.n_hits += sum(1 for profile in found if profile is not None)
         return found
 
@@ -62,7 +63,7 @@ class Level:
             "hits": self.n_hits,
             "misses": self.n_lookups - self.n_hits - self.n_unavailable,
             "unavailable": self.n_unavailable,
-            "read_seconds": round(self.read_seconds, 6),
+            "read_seconds": round(self.read_seconds.total, 6),
         }
 
 

@@ -40,6 +40,7 @@ from service.fetch import L1_HIT, Fetcher, Miss
 from service.images import Images
 from service.journal import Journal, JournalError
 from service.lists import Lists
+from service.metrics import LATENCY_BOUNDS, ROWS_BOUNDS, WAVES_BOUNDS, Histogram
 from service.records import TX, encode_outcome
 from service.ticket import ABSENT, Row, Ticket, entities_getter
 from service.tiers.l1 import L1
@@ -49,6 +50,7 @@ from service.trace import last_seen, trace
 log = structlog.get_logger(__name__)
 
 Answer = Decision | WeirError
+STOPS = ("score", "decide", "journal")  # timed for each batch
 
 
 class Pipeline:
@@ -63,7 +65,9 @@ class Pipeline:
         self.model_name = model_name
         self.policy = policy
         self.is_open = False
-        self.n_batches = self.n_rows = self.n_waves = self.n_failed_batches = 0
+        self.n_batches = self.n_rows = self.n_waves = self.n_failed_batches = self.n_replayed = 0
+        self.batch_rows, self.batch_waves = Histogram(ROWS_BOUNDS), Histogram(WAVES_BOUNDS)
+        self.batch_seconds = {stop: Histogram(LATENCY_BOUNDS) for stop in STOPS}
         self.outcomes: dict[str, int] = {"approve": 0, "review": 0, "decline": 0}
         self._l1 = l1
         self._fetcher = fetcher
@@ -148,6 +152,7 @@ class Pipeline:
             if stored.body != body:
                 return _conflict(tx)
             ticket.answer(index, stored.decision(tx.event_id))
+            self.n_replayed += 1
             return None
         try:
             self._clock.check(tx.ts)
@@ -262,6 +267,8 @@ class Pipeline:
             self._fail(rows, images, JournalUnavailable(f"{error}; nothing was changed"))
             return
         times.append(time.perf_counter())
+        for stop, (before, after) in zip(STOPS, pairwise(times), strict=True):
+            self.batch_seconds[stop].observe(after - before)
         self._commit(rows, stored, scored)
         if self._journal.is_synced_before_reply:
             self._in_background(self._reply_when_durable(rows, stored, scored, times))
@@ -289,6 +296,8 @@ class Pipeline:
         self.n_batches += 1
         self.n_rows += len(rows)
         self.n_waves += scored.waves
+        self.batch_rows.observe(len(rows))
+        self.batch_waves.observe(scored.waves)
 
     def _reply(self, rows: list[Row], stored: list[StoredDecision], scored: Scored, times: list[float]) -> None:
         for number, (row, record) in enumerate(zip(rows, stored, strict=True)):
@@ -304,8 +313,8 @@ class Pipeline:
                 ticket.answer(index, record.decision(event_id))
 
     def _trace(self, row: Row, vector: list[float], times: list[float]) -> dict[str, Any]:
-        score, decide_, journal = ((after - before) * 1e6 for before, after in pairwise(times))
-        us = {"lookup": row.ticket.lookup_seconds * 1e6, "score": score, "decide": decide_, "journal": journal}
+        us = {"lookup": row.ticket.lookup_seconds * 1e6}
+        us |= {stop: (after - before) * 1e6 for stop, (before, after) in zip(STOPS, pairwise(times), strict=True)}
         return trace(self.plan, row.sources, row.seen, self._clock.now_ms(), vector, us)
 
     async def _reply_when_durable(

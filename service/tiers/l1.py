@@ -25,7 +25,8 @@ class L1:
         self.index: list[dict[str, int]] = [{} for _ in plan.kinds]
         self.sieves = [Sieve() for _ in plan.kinds]
         self.bytes_used = 0
-        self.n_hits = self.n_evicted = 0
+        self.n_hits = 0
+        self.n_evicted = [0] * len(plan.kinds)
         self._visited = [sieve.visited for sieve in self.sieves]
         self._pins = [sieve.pins for sieve in self.sieves]
         self._ids: list[list[str]] = [[] for _ in plan.kinds]
@@ -108,4 +109,4 @@ class L1:
             self._ids[kind][slot] = ""
             self._free[kind].append(slot)
             self.bytes_used -= self.slabs[kind].kind.size
-            self.n_evicted += 1
+            self.n_evicted[kind] += 1

@@ -96,7 +96,9 @@ async def test_kill_under_load_loses_nothing_and_counts_nothing_twice(
         todo = [[tx for tx in part if tx.event_id not in c.acknowledged] for part, c in zip(parts, clients, strict=True)]
         n_resent += sum(map(len, todo)) * bool(life)
         load = asyncio.gather(*(client.send(part, batch) for client, part in zip(clients, todo, strict=True)))
-        await asyncio.sleep(rng.uniform(0.2, 0.6) if batch else rng.uniform(0.3, 0.9))
+        before, goal = n_acknowledged(clients), rng.uniform(0.05, 0.3) * sum(map(len, parts))
+        while n_acknowledged(clients) < before + goal and not load.done():  # noqa: ASYNC110  # no event tells
+            await asyncio.sleep(0.001)
         done = list(clients[0].acknowledged)[life * 20 :][:20]
         n_labels += await clients[0].label(done)
         weir.kill()
@@ -104,10 +106,11 @@ async def test_kill_under_load_loses_nothing_and_counts_nothing_twice(
         truth = truth_of(weir.directory)
         assert set(done) <= truth.labels.keys()
     await weir.start()
+    assert n_resent > 0, "never killed under load"
     await assert_acknowledged_is_kept(weir, clients, truth_of(weir.directory))
     await asyncio.gather(*(client.send(part, batch) for client, part in zip(clients, parts, strict=True)))
     truth = truth_of(weir.directory)
-    n_acknowledged = await assert_acknowledged_is_kept(weir, clients, truth)
+    n_kept = await assert_acknowledged_is_kept(weir, clients, truth)
     assert truth.lsns.keys() == {tx.event_id for part in parts for tx in part}
     weir.stop()
     store = RocksStore(weir.directory / "l2")
@@ -123,9 +126,13 @@ async def test_kill_under_load_loses_nothing_and_counts_nothing_twice(
         await pool.close()
     assert await ledger_lsns(postgres_url) == truth.lsns
     print(  # noqa: T201  # shown by -rP
-        f"batch={batch}: {n_acknowledged} acknowledged, {len(truth.lsns)} journaled, {n_labels} labels, {n_resent} sent again,"
+        f"batch={batch}: {n_kept} acknowledged, {len(truth.lsns)} journaled, {n_labels} labels, {n_resent} sent again,"
         f" {sum(c.n_replayed for c in clients)} replayed, {len(truth.profiles)} profiles in 3 stores, {weir.lives} lives"
     )
+
+
+def n_acknowledged(clients: list["Client"]) -> int:
+    return sum(len(client.acknowledged) for client in clients)
 
 
 async def start_and_kill_early(weir: "Weir", rng: random.Random) -> None:

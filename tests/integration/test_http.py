@@ -86,7 +86,7 @@ class EngineDouble:
 
 
 def _decision(tx: Transaction, trace: dict[str, Any] | None = None) -> Decision:
-    return Decision(tx.event_id, 0.25, "approve", "cards-1", "onnx", 7, reasons=["R"], trace=trace)
+    return Decision(tx.event_id, 0.25, "approve", "cards-1", "onnx", 7, reasons=("R",), trace=trace)
 
 
 class Service:

@@ -354,7 +354,7 @@ async def test_random_requests_over_a_slow_tier_keep_order_and_count_once(
         by_card.setdefault(card_of[event_id], []).append(truth.lsns[event_id])
     assert all(lsns == sorted(lsns) for lsns in by_card.values())
     assert running.engine.write_behind.n_waiting < len(truth.profiles)
-    print(f"{len(truth.lsns)} events, {len(truth.profiles)} profiles, {running.engine.l1.n_evicted} evictions")  # noqa: T201  # shown by -rP
+    print(f"{len(truth.lsns)} events, {len(truth.profiles)} profiles, {sum(running.engine.l1.n_evicted)} evictions")  # noqa: T201  # shown by -rP
 
 
 async def test_queue_full_is_refused_and_one_less_is_not(start: Start) -> None:
