@@ -433,7 +433,7 @@ def test_command_that_cannot_start_says_so_in_one_line(parquet: Path, arguments:
     """What keeps a replay from starting is one line on stderr and exit code 2, never a traceback."""
     out = invoke(parquet, *arguments)
     assert out.exit_code == 2
-    assert out.stderr.startswith("weir replay: ")
+    assert out.stderr.startswith("weir: ")
     assert out.stderr.count("\n") == 1
     assert expected in out.stderr
 
