@@ -41,11 +41,13 @@ def move(ring: RingPlan, slab: Slab, slots: Int64s, header: Int64s, old_tile: In
             header[:, window.word] += _sums(slab, window, ring, slots[rows], entered - window.skip, starts)
         far = np.flatnonzero(gap >= window.tiles)  # the whole window has passed: nothing of it is left to slide
         if far.size:
-            header[far, window.word] = _sum_again(window, _tiles(slab, window.field, ring, slots[far], new_tile[far]))
-    values = {w.code: _tiles(slab, w.field, ring, slots, new_tile) for w in ring.windows if w not in sliding}
+            ages = np.arange(window.skip, window.skip + window.tiles)
+            header[far, window.word] = _join(window, _tiles(slab, window.field, ring, slots[far], new_tile[far], ages))
+    ages = np.arange(ring.tiles)
+    values = {w.code: _tiles(slab, w.field, ring, slots, new_tile, ages) for w in ring.windows if w not in sliding}
     for window in ring.windows:
         if window not in sliding:
-            header[:, window.word] = _sum_again(window, values[window.code])
+            header[:, window.word] = _join(window, values[window.code][:, window.skip : window.skip + window.tiles])
 
 
 def _cells(slab: Slab, field: FieldPlan) -> npt.NDArray[np.int64] | npt.NDArray[np.uint32]:
@@ -59,18 +61,19 @@ def _sums(slab: Slab, window: WindowPlan, ring: RingPlan, slots: Int64s, tiles: 
     return sums
 
 
-def _tiles(slab: Slab, field: FieldPlan, ring: RingPlan, slots: Int64s, new_tile: Int64s) -> npt.NDArray[np.int64]:
-    """The field's tiles by age, (rows, ring.tiles)."""
-    places = (new_tile[:, None] - np.arange(ring.tiles)) % ring.tiles
+def _tiles(
+    slab: Slab, field: FieldPlan, ring: RingPlan, slots: Int64s, new_tile: Int64s, ages: Int64s
+) -> npt.NDArray[np.int64]:
+    """The field's tiles of these ages, (rows, ages)."""
+    places = (new_tile[:, None] - ages) % ring.tiles
     tiles: npt.NDArray[np.int64] = _cells(slab, field)[slots[:, None], field.cells + places]
     return tiles
 
 
-def _sum_again(window: WindowPlan, tiles: npt.NDArray[np.int64]) -> Int64s:
-    """The window's value from its tiles by age."""
-    part = tiles[:, window.skip : window.skip + window.tiles]
+def _join(window: WindowPlan, tiles: npt.NDArray[np.int64]) -> Int64s:
+    """The window's value from its tiles."""
     if window.code == MAX:
-        return part.max(axis=1)  # type: ignore[no-any-return]  # numpy types it by the array's shape
+        return tiles.max(axis=1)  # type: ignore[no-any-return]  # numpy types it by the array's shape
     if window.code == DISTINCT:
-        return np.bitwise_or.reduce(part, axis=1)  # type: ignore[no-any-return]
-    return part.sum(axis=1, dtype=np.int64)  # type: ignore[no-any-return]
+        return np.bitwise_or.reduce(tiles, axis=1)  # type: ignore[no-any-return]
+    return tiles.sum(axis=1, dtype=np.int64)  # type: ignore[no-any-return]

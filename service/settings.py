@@ -104,7 +104,7 @@ class JournalSettings(Section, frozen=True):
 class WriteBehindSettings(Section, frozen=True):
     """How dirty profiles travel to the tiers below the first one."""
 
-    interval_ms: Annotated[int, Meta(ge=1, le=60_000)] = 100  # ms between two flushes to one tier
+    interval_ms: Annotated[int, Meta(ge=1, le=60_000)] = 200  # ms between two flushes to one tier
     batch_max: Annotated[int, Meta(ge=1, le=100_000)] = 500  # profiles in one write; their copies take 2 ms
     profiles_max: Annotated[int, Meta(ge=1, le=100_000_000)] = 200_000  # dirty profiles held in memory
 
