@@ -52,11 +52,6 @@ def is_partial(profile: bytes) -> bool:
     return bool(profile[2] & 1)
 
 
-def without_partial_flag(profile: bytes) -> bytes:
-    """The same profile, whole."""
-    return profile[:2] + bytes([profile[2] & ~1]) + profile[3:]
-
-
 def lsn_of(profile: bytes) -> int:
     """The LSN of the last event applied."""
     return int.from_bytes(profile[LSN_OFFSET : LSN_OFFSET + 8], "little")

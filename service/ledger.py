@@ -70,11 +70,6 @@ class Ledger:
             await connection.execute(_ADVANCE, CONSUMER, position)
             await connection.execute("COMMIT")
 
-    async def set_labels(self, labels: Mapping[int, int]) -> None:
-        """Set the label (1 fraud, 0 legit) of the transactions with these LSNs; unknown ones are ignored."""
-        async with self._pool.connection(self._deadline_ms) as connection:
-            await connection.execute(_LABEL, list(labels), list(labels.values()))
-
     async def read_position(self) -> int:
         """Every transaction up to this LSN is in the ledger; 0 if empty. Connects if needed. Raises TierUnavailable."""
         await self._pool.open()

@@ -75,10 +75,6 @@ class MaybeSet:
         """The set now holds every key of the stores behind it: from here on absence counts."""
         self.covered = True
 
-    def uncover(self) -> None:
-        """A store may hold keys that were not added (a bulk load, a restore): maybe for everything until `cover`."""
-        self.covered = False
-
     def clear(self) -> None:
         """Forget all keys and stop covering, before a rebuild. Counters stay."""
         self.covered = False

@@ -186,10 +186,6 @@ class L2:
         """See Tier. A few keys are read on the loop, more in a worker thread."""
         return await self._store.get_many("profiles", keys)
 
-    def fill_now(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """`fill` that blocks the calling thread, for recovery."""
-        return self._store.get("profiles", list(keys)) if keys else []
-
     async def put(self, profiles: Mapping[bytes, bytes], position: int) -> None:
         """See Tier. Visible at once; durable, with `position`, after `flush`."""
         for part in slices(profiles.items(), SLICE_KEYS, SLICE_BYTES):

@@ -94,12 +94,12 @@ async def test_ledger_labels_are_set_by_lsn(pool: PostgresPool) -> None:
     """Labels of the same append and later ones are stored; a changed mind too; unknown LSNs are ignored."""
     ledger = Ledger(pool)
     await ledger.append([row(1), row(2), row(3)], 4, labels={2: 1})
-    await ledger.set_labels({3: 1, 999: 1})
-    await ledger.append([], 5, labels={3: 0})
+    await ledger.append([], 5, labels={3: 1, 999: 1})
+    await ledger.append([], 6, labels={3: 0})
     async with pool.connection(1000) as connection:
         found = await connection.fetch("SELECT lsn, label FROM weir_ledger ORDER BY lsn")
     assert list(map(tuple, found)) == [(1, None), (2, 1), (3, 0)]
-    assert await ledger.read_position() == 5
+    assert await ledger.read_position() == 6
 
 
 async def test_ledger_position_is_its_own(pool: PostgresPool) -> None:

@@ -105,7 +105,7 @@ async def test_l2_put_now_amid_put_never_goes_back(store: RocksStore, make_profi
         await asyncio.sleep(0)
         assert tier.put_now({keys[i]: make_profile(9)})
     await slow
-    assert [lsn_of(profile or b"") for profile in tier.fill_now(keys)] == [9 if i % 10 == 0 else 5 for i in range(640)]
+    assert [lsn_of(profile or b"") for profile in await tier.fill(keys)] == [9 if i % 10 == 0 else 5 for i in range(640)]
 
 
 async def test_l2_writes_stall_wait_without_blocking_the_loop(
@@ -126,7 +126,7 @@ async def test_l2_writes_stall_wait_without_blocking_the_loop(
         profile = make_profile(lsn, 8192, os.urandom(97))
         await tier.put({b"card:%d" % i: profile for i in range(64)}, 0)
     assert l2.STALL_WAIT_S in waits
-    assert {lsn_of(found or b"") for found in tier.fill_now([b"card:%d" % i for i in range(64)])} == {20}
+    assert {lsn_of(found or b"") for found in await tier.fill([b"card:%d" % i for i in range(64)])} == {20}
     store.close()
 
 
