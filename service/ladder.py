@@ -36,6 +36,7 @@ from service.tiers.redis import RedisTier
 KEYS_PER_CALL = (1, 64)
 PUT_KEYS = 1_000
 SEED = 7
+WARM_CACHE_BYTES = 1024 * MIB  # all profiles of the default size fit
 
 Lookup = Callable[[Sequence[str]], Awaitable[int]]  # ids -> how many of them were found
 
@@ -94,6 +95,7 @@ async def measure(profiles: int, calls: int, rounds: int) -> LadderResult:
         found = 0
         rng = random.Random(SEED)
         for _ in range(rounds):
+            await tiers.warm()
             for name, lookup, is_absent in tiers.lookups():
                 for n_keys in KEYS_PER_CALL:
                     for _ in range(calls):
@@ -103,7 +105,7 @@ async def measure(profiles: int, calls: int, rounds: int) -> LadderResult:
                         times.setdefault((name, n_keys), []).append((time.perf_counter() - start) * 1e6)
                         assert n_found == (0 if is_absent else n_keys), (name, n_found)
                         found += n_found
-            cold = await tiers.cold(directory, calls, rng)
+            cold = await tiers.cold(calls, rng)
             for n_keys, values in cold.items():
                 times.setdefault(("L2, cold", n_keys), []).extend(values)
         rungs = [_rung(name, n_keys, values) for (name, n_keys), values in times.items()]
@@ -118,7 +120,8 @@ class _Tiers:
     redis: RedisTier
     postgres: PostgresTier
 
-    def __init__(self, plan: Plan, profiles: int) -> None:
+    def __init__(self, plan: Plan, directory: Path, profiles: int) -> None:
+        self.directory = directory / "l2"
         self.size = plan.kinds[0].size
         self.profiles = profiles
         self.l1 = L1(plan, profiles * self.size * 2, 1_000, lambda kind, entity, slot: None)
@@ -127,10 +130,10 @@ class _Tiers:
 
     @classmethod
     async def open(cls, plan: Plan, directory: Path, profiles: int, stack: AsyncExitStack) -> "_Tiers":
-        tiers = cls(plan, profiles)
+        tiers = cls(plan, directory, profiles)
         servers = await EmbeddedServers.start(directory)
         stack.push_async_callback(servers.stop)
-        tiers.rocks = RocksStore(directory / "l2")
+        tiers.rocks = RocksStore(tiers.directory, cache_bytes=WARM_CACHE_BYTES)
         stack.callback(lambda: tiers.rocks.close())
         tiers.l2 = L2(tiers.rocks)
         tiers.redis = RedisTier(servers.redis_url, deadline_ms=5_000)
@@ -174,29 +177,39 @@ class _Tiers:
                 self.bloom.maybe_has(entity_key("card", entity))  # its rare false positives are no finds either
             return 0
 
+        l2 = _filler(self.l2)
         return [
             ("L1 hit", l1, False),
             ("Bloom negative", bloom, True),
-            ("L2 hit, in cache", _filler(self.l2), False),
-            ("L2 miss", _filler(self.l2), True),
+            ("L2 hit, in cache", l2, False),
+            ("L2 miss", l2, True),
             ("redis hit", _filler(self.redis), False),
             ("postgres hit", _filler(self.postgres), False),
         ]
 
-    async def cold(self, directory: Path, calls: int, rng: random.Random) -> dict[int, list[float]]:
-        """Open RocksDB anew with its smallest cache and the files out of the page cache before each block of calls."""
+    async def warm(self) -> None:
+        """Have every profile in RocksDB's cache."""
+        for start in range(0, self.profiles, PUT_KEYS):
+            await _filler(self.l2)([f"c{number}" for number in range(start, min(start + PUT_KEYS, self.profiles))])
+
+    async def cold(self, calls: int, rng: random.Random) -> dict[int, list[float]]:
+        """Look-ups in a RocksDB that was opened anew with the smallest cache, its files out of the page cache."""
         times: dict[int, list[float]] = {}
         for n_keys in KEYS_PER_CALL:
-            self.rocks.close()
-            _forget_files(directory / "l2")
-            self.rocks = RocksStore(directory / "l2", cache_bytes=MIB)
-            self.l2 = L2(self.rocks)
+            self._reopen(MIB)
             for _ in range(max(calls // 10, 5)):
                 ids = [f"c{rng.randrange(self.profiles)}" for _ in range(n_keys)]
                 start = time.perf_counter()
                 assert await _filler(self.l2)(ids) == n_keys
                 times.setdefault(n_keys, []).append((time.perf_counter() - start) * 1e6)
+        self._reopen(WARM_CACHE_BYTES)
         return times
+
+    def _reopen(self, cache_bytes: int) -> None:
+        self.rocks.close()
+        _forget_files(self.directory)
+        self.rocks = RocksStore(self.directory, cache_bytes=cache_bytes)
+        self.l2 = L2(self.rocks)
 
 
 def _filler(tier: Any) -> Lookup:
