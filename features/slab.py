@@ -1,9 +1,12 @@
 """A slab: one contiguous buffer of equal-sized profiles, seen as bytes, as 8-byte words and as 4-byte halves.
 
 Memory comes zeroed from the system and is committed page by page when it is first touched, so a large slab costs nothing
-before it is used. An all-zero slot is an empty one. The views share the buffer; nothing is ever copied between them.
+before it is used. Pages are small on purpose: with the huge ones that numpy asks for, a batch of new entities waited 5 to 25 ms
+for them to be zeroed, against 2 (docs/results/first.md). An all-zero slot is an empty one. The views share the buffer; nothing
+is ever copied between them.
 """
 
+import mmap
 import struct
 
 import numpy as np
@@ -18,7 +21,10 @@ class Slab:
     def __init__(self, kind: KindPlan, capacity: int) -> None:
         self.kind = kind
         self.capacity = capacity
-        self.rows: npt.NDArray[np.uint8] = np.zeros((capacity, kind.size), dtype=np.uint8)
+        memory = mmap.mmap(-1, capacity * kind.size)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        self.rows: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8).reshape(capacity, kind.size)
         self.words: npt.NDArray[np.int64] = self.rows.view("<i8")
         self.halves: npt.NDArray[np.uint32] = self.rows.view("<u4")
         flat = memoryview(self.rows.reshape(-1))  # type: ignore[arg-type]  # numpy stubs hide the buffer protocol before 3.12

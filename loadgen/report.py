@@ -34,7 +34,7 @@ def replay_page(result: Result) -> str:
         ),
         ("Throughput", "decisions in each second of sending", _throughput_figure(series.rows_per_second)),
         ("Scores by label", "rows per score bin, logarithmic", _score_figure(series.scores)),
-        ("Outcomes over event time", "share of each outcome", _outcome_figure(series)),
+        ("Outcomes over event time", "share of transactions that were not approved", _outcome_figure(series)),
     ]
     if result.tiers:
         figures.append(("Tiers", "what each tier was asked, and how it answered", _tier_figure(result.tiers)))
@@ -157,22 +157,24 @@ def _score_figure(scores: dict[str, list[int]]) -> Figure:
 
 
 def _outcome_figure(series: Series) -> Figure:
-    colours = {"approve": "@a", "review": "@b", "decline": "@c"}
+    """Shares of what was not approved: approvals are nearly everything and would hide the rest."""
+    colours = {"review": "@b", "decline": "@c"}
+    totals = [max(sum(counts), 1) for counts in zip(*series.outcomes.values(), strict=True)]
     data = [
         {
             "type": "bar",
             "name": html.escape(word),
             "x": series.outcome_ts,
-            "y": counts,
+            "y": [100 * count / total for count, total in zip(counts, totals, strict=True)],
             "marker": {"color": colours.get(word, "@d")},
         }
         for word, counts in series.outcomes.items()
+        if word != "approve"
     ]
     return {
         "data": data,
         "layout": {
             "barmode": "stack",
-            "barnorm": "percent",
             "bargap": 0.02,
             "xaxis": {"type": "date"},
             "yaxis": {"title": {"text": "%"}},
