@@ -58,7 +58,7 @@ from service.write_behind import WriteBehind
 log = structlog.get_logger(__name__)
 
 HTTP_STOP_DEADLINE_S = 3.0  # for requests under way, such as one whose body never ends
-STOP_DEADLINE_S = 20.0  # for each of write-behind and the ledger; what is left is in the journal, and costs the next start a replay
+STOP_DEADLINE_S = 20.0  # for each of write-behind and the ledger; what is left is in the journal and replayed at the next start
 ARTIFACTS = Path(__file__).parent.parent / "models" / "artifacts"
 HOUR_MS = 3_600_000
 GC_THRESHOLD = 20_000  # containers allocated and not freed before the youngest generation is searched; Python's is 700
