@@ -21,10 +21,10 @@ class Slab:
     def __init__(self, kind: KindPlan, capacity: int) -> None:
         self.kind = kind
         self.capacity = capacity
-        memory = mmap.mmap(-1, capacity * kind.size)
+        memory = mmap.mmap(-1, max(capacity, 1) * kind.size)  # there is no mapping of no bytes
         if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
             memory.madvise(mmap.MADV_NOHUGEPAGE)
-        self.rows: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8).reshape(capacity, kind.size)
+        self.rows: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8).reshape(-1, kind.size)
         self.words: npt.NDArray[np.int64] = self.rows.view("<i8")
         self.halves: npt.NDArray[np.uint32] = self.rows.view("<u4")
         flat = memoryview(self.rows.reshape(-1))  # type: ignore[arg-type]  # numpy stubs hide the buffer protocol before 3.12

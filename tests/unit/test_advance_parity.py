@@ -139,3 +139,9 @@ def test_advance_wave_of_distinct_entities_is_vectorised() -> None:
     slots[:, 0], slots[:, 1] = np.arange(64), 0
     _, n_waves = advance(plan, [Slab(k, 64) for k in plan.kinds], slots, encode_many(txs, plan), np.arange(1, 65))
     assert n_waves == 1
+
+
+def test_slab_of_no_profiles_is_possible() -> None:
+    """A slab may be made for no profile at all, as when only some kinds of entities have to be rebuilt."""
+    for kind in compile_plan(load_spec("cards")).kinds:
+        assert Slab(kind, 0).capacity == 0
