@@ -16,7 +16,7 @@ from features.plan import KindPlan
 
 
 class Slab:
-    """Profiles of one kind. `late_dropped[r]` counts the events that ring r no longer had a tile for."""
+    """Profiles of one kind. `late_dropped[r]`, int64, counts the events that ring r no longer had a tile for."""
 
     def __init__(self, kind: KindPlan, capacity: int) -> None:
         self.kind = kind
@@ -31,7 +31,7 @@ class Slab:
         self.flat_bytes = flat
         self.flat_words = flat.cast("q")
         self.flat_halves = flat.cast("I")
-        self.late_dropped = [0] * len(kind.rings)
+        self.late_dropped: npt.NDArray[np.int64] = np.zeros(len(kind.rings), dtype=np.int64)
         self._header = struct.Struct(f"<{kind.header_words}q")
 
     def get(self, slot: int) -> bytes:

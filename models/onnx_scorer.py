@@ -4,7 +4,6 @@ One intra-op thread and no spinning: the service owns its cores, and a 43,521-pa
 Output is asked for by name. Telemetry is off before the library loads (models/__init__.py).
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,9 @@ import onnxruntime
 
 from features.advance import advance
 from features.plan import Plan
-from features.slab import Slab
 from features.vector import VectorBuilder
-from models.scorer import Batch, Float32s, ModelError, Scored
+from models.arena import Arena, Float32s, Int64s
+from models.scorer import ModelError
 
 INPUT, OUTPUT = "features", "risk"
 
@@ -31,15 +30,20 @@ class OnnxScorer:
         self._outputs = [OUTPUT]
         self._check(model_file)
 
-    def score(self, slabs: Sequence[Slab], batch: Batch) -> Scored:
-        """Advance every profile of the batch in row order and score each row. Raises what numpy or onnxruntime raise."""
-        raw, waves = advance(self._plan, slabs, batch.slots, batch.columns, batch.lsns)
+    def score(self, arena: Arena, n_rows: int) -> int:
+        """See Scorer. Raises what numpy or onnxruntime raise."""
+        raw, waves = self._advance(arena, n_rows)
         vectors = self._builder.build(raw)
-        return Scored(self.infer(vectors), vectors, waves)
+        arena.vectors[:n_rows] = vectors
+        arena.risk[:n_rows] = self.infer(vectors)
+        return waves
 
-    def advance(self, slabs: Sequence[Slab], batch: Batch) -> None:
-        """Advance only, for recovery."""
-        advance(self._plan, slabs, batch.slots, batch.columns, batch.lsns)
+    def advance(self, arena: Arena, n_rows: int) -> None:
+        """See Scorer."""
+        self._advance(arena, n_rows)
+
+    def _advance(self, arena: Arena, n_rows: int) -> tuple[Int64s, int]:
+        return advance(self._plan, arena.slabs, arena.slots[:n_rows], arena.columns[:n_rows], arena.lsns[:n_rows])
 
     def infer(self, vectors: Float32s) -> Float32s:
         """Risk of each vector: float32 (rows, n_features) -> float32 (rows,)."""

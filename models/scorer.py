@@ -1,35 +1,8 @@
-"""What a scoring engine does: advance profiles in their slabs by a batch of events and give risk scores."""
+"""What a scoring engine does: advance profiles in their slabs by the events of an arena and give risk scores."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-import numpy as np
-import numpy.typing as npt
-
-from features.slab import Slab
-
-Int64s = npt.NDArray[np.int64]
-Float32s = npt.NDArray[np.float32]
-
-
-class Batch(msgspec.Struct):
-    """Events in the order in which they are scored.
-
-    slots: int64 (rows, kinds), -1 = absent; columns: int64 (rows, len(COLUMNS)), as features.columns; lsns: int64 (rows,).
-    """
-
-    slots: Int64s
-    columns: Int64s
-    lsns: Int64s
-
-
-class Scored(msgspec.Struct):
-    """risk: float32 (rows,) in [0, 1]; vectors: float32 (rows, n_features); waves: vectorised steps that it took."""
-
-    risk: Float32s
-    vectors: Float32s
-    waves: int
+from models.arena import Arena
 
 
 class ModelError(Exception):
@@ -41,8 +14,11 @@ class Scorer(Protocol):
 
     name: str
 
-    def score(self, slabs: Sequence[Slab], batch: Batch) -> Scored:
-        """Advance every profile of the batch in row order and score each row."""
+    def score(self, arena: Arena, n_rows: int) -> int:
+        """Advance every profile of the arena's first `n_rows` rows in row order; leave their vectors and risk in [0, 1] there.
 
-    def advance(self, slabs: Sequence[Slab], batch: Batch) -> None:
+        Returns the number of vectorised steps that it took, 0 for an engine that takes none.
+        """
+
+    def advance(self, arena: Arena, n_rows: int) -> None:
         """Advance only, for recovery: rows that a profile already has change nothing."""

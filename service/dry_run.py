@@ -1,18 +1,18 @@
 """Scoring without commitment (`?commit=false`): copies of the profiles are advanced in slabs of their own and thrown away."""
 
 import time
-
-import numpy as np
+from collections.abc import Sequence
 
 from features.columns import encode
-from features.plan import W_LSN, Plan
+from features.plan import W_LSN, KindPlan, Plan
 from features.slab import Slab
 from features.transaction import InvalidTransaction, Transaction
-from models.scorer import Batch, Scorer
+from models.arena import Arena
+from models.scorer import Scorer
 from service.clock import Clock
 from service.decide import Decision, Policy, decide
 from service.errors import InvalidEvent
-from service.fetch import Fetcher
+from service.fetch import Fetcher, Found
 from service.lists import Lists
 from service.ticket import ABSENT
 from service.trace import last_seen, trace
@@ -26,11 +26,12 @@ class DryRun:
     ) -> None:
         self._plan = plan
         self._fetcher = fetcher
-        self._scorer = scorer
+        self.scorer = scorer
         self._model_name = model_name
         self._policy = policy
         self._lists = lists
         self._clock = clock
+        self._arena = Arena(plan, [Slab(kind, 1) for kind in plan.kinds], 1)
 
     async def score(self, tx: Transaction, with_trace: bool = False) -> Decision:
         """Raises InvalidEvent, and what the scorer raises."""
@@ -40,28 +41,35 @@ class DryRun:
             columns = encode(tx, self._plan.currencies)
         except InvalidTransaction as error:
             raise InvalidEvent(str(error), error.field) from None
-        slabs = [Slab(kind, 1) for kind in self._plan.kinds]
-        slots = [-1] * len(slabs)
-        sources = [ABSENT] * len(slabs)
-        degraded: list[str] = []
-        for kind, slab in zip(self._plan.kinds, slabs, strict=True):
-            entity = getattr(tx, kind.id_field)
-            if entity is None:
-                continue
-            found = await self._fetcher.read(kind.number, entity)
-            if found.profile is not None:
-                slab.put(0, found.profile)
-            degraded += [level for level in found.degraded if level not in degraded]
-            slots[kind.number], sources[kind.number] = 0, found.source
-        seen = last_seen(slabs, slots)
-        lsn = max(int(slab.words[0, W_LSN]) for slab in slabs) + 1  # above what every profile already has
+        found = [await self._read(kind, tx) for kind in self._plan.kinds]
+        degraded = tuple(dict.fromkeys(level for profile in found if profile for level in profile.degraded))
+        # From here to the trace nothing is awaited: the arena is everybody's.
+        arena = self._arena
+        slots = self._place(found)
+        seen = last_seen(arena.slabs, slots)
+        lsn = max(int(slab.words[0, W_LSN]) for slab in arena.slabs) + 1  # above what every profile already has
+        arena.put(0, lsn, slots, columns)
         looked_up = time.perf_counter()
-        scored = self._scorer.score(slabs, Batch(np.array([slots]), np.array([columns]), np.array([lsn])))
-        risk = float(scored.risk[0])
+        self.scorer.score(arena, 1)
+        us = {"lookup": (looked_up - start) * 1e6, "score": (time.perf_counter() - looked_up) * 1e6}
+        risk = float(arena.risk[0])
         now_ms = self._clock.now_ms()
         outcome, reasons = decide(tx, columns[1], risk, bool(degraded), self._policy, self._lists, now_ms)
-        decision = Decision(tx.event_id, risk, outcome, self._model_name, self._scorer.name, 0, False, tuple(degraded), reasons)
+        decision = Decision(tx.event_id, risk, outcome, self._model_name, self.scorer.name, 0, False, degraded, reasons)
         if with_trace:
-            us = {"lookup": (looked_up - start) * 1e6, "score": (time.perf_counter() - looked_up) * 1e6}
-            decision.trace = trace(self._plan, sources, seen, now_ms, scored.vectors[0].tolist(), us)
+            sources = [profile.source if profile else ABSENT for profile in found]
+            decision.trace = trace(self._plan, sources, seen, now_ms, arena.vectors[0].tolist(), us)
         return decision
+
+    async def _read(self, kind: KindPlan, tx: Transaction) -> Found | None:
+        """What is stored of the transaction's entity of this kind; None if it names none."""
+        entity = getattr(tx, kind.id_field)
+        return None if entity is None else await self._fetcher.read(kind.number, entity)
+
+    def _place(self, found: Sequence[Found | None]) -> list[int]:
+        """Fill the one slot of each slab; returns the slots, -1 where the transaction names no entity."""
+        for slab, profile in zip(self._arena.slabs, found, strict=True):
+            slab.clear(0)
+            if profile is not None and profile.profile is not None:
+                slab.put(0, profile.profile)
+        return [-1 if profile is None else 0 for profile in found]

@@ -44,7 +44,7 @@ def _copy_counts(metrics: Metrics, engine: Engine) -> None:
         metrics.bloom["profiles", "positive"] = engine.bloom.lookups - engine.bloom.negatives
         metrics.bloom["profiles", "false_positive"] = engine.bloom.false_positives
     for slab in engine.l1.slabs:
-        for ring, count in zip(slab.kind.rings, slab.late_dropped, strict=True):
+        for ring, count in zip(slab.kind.rings, slab.late_dropped.tolist(), strict=True):
             metrics.late_dropped[ring.name,] = count
     for name, count in engine.write_behind.n_written.items():
         metrics.written[name,] = count

@@ -10,19 +10,20 @@ journal nothing is awaited, so a batch is one step: profiles advance and the jou
 
 import asyncio
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import structlog
 
 from features.columns import encode
 from features.plan import Plan
 from features.transaction import InvalidTransaction, Transaction
-from models.scorer import Batch, Scored, Scorer
+from models.arena import Arena
+from models.scorer import Scorer
 from service.clock import Clock
 from service.decide import Decision, Policy, decide
 from service.decisions import Decisions, StoredDecision, encode_body
@@ -78,6 +79,7 @@ class Pipeline:
         self._clock = clock
         self._events_max = events_max
         self._batch_max = batch_max
+        self._arena = Arena(plan, l1.slabs, batch_max)
         self._entities_of = entities_getter(plan.kinds)
         self._in_flight: dict[str, Row] = {}
         self._waiting_cards: dict[str, Ticket] = {}
@@ -238,24 +240,24 @@ class Pipeline:
     def _score(self, rows: list[Row]) -> None:
         """One micro-batch, all or nothing."""
         first_lsn = self._journal.next_lsn
-        slots = np.array([row.slots for row in rows], dtype=np.int64)
-        columns = np.array([row.columns for row in rows], dtype=np.int64)
-        batch = Batch(slots, columns, np.arange(first_lsn, first_lsn + len(rows), dtype=np.int64))
-        images = Images(self._l1.slabs, slots)
-        for row in rows:
+        arena, n_rows = self._arena, len(rows)
+        for number, row in enumerate(rows):
+            arena.put(number, first_lsn + number, row.slots, row.columns)
             if row.trace:
                 row.seen = last_seen(self._l1.slabs, row.slots)
+        images = Images(self._l1.slabs, arena.slots[:n_rows])
         times = [time.perf_counter()]
         try:
-            scored = self.scorer.score(self._l1.slabs, batch)
-            if not np.isfinite(scored.risk).all():
+            waves = self.scorer.score(arena, n_rows)
+            risks = arena.risk[:n_rows].tolist()
+            if not all(map(math.isfinite, risks)):
                 raise FloatingPointError("the model gave a risk score that is no number")
             times.append(time.perf_counter())
-            stored = self._decide(rows, scored, first_lsn)
+            stored = self._decide(rows, risks, first_lsn)
             times.append(time.perf_counter())
         except Exception as error:  # whatever a scorer raises, the batch must leave no trace
-            self._journal.burn(len(rows))
-            log.exception("scoring failed", rows=len(rows))
+            self._journal.burn(n_rows)
+            log.exception("scoring failed", rows=n_rows)
             self._fail(rows, images, ScoringFailed(f"{type(error).__name__} while scoring; nothing was changed"))
             return
         try:
@@ -269,23 +271,26 @@ class Pipeline:
         times.append(time.perf_counter())
         for stop, (before, after) in zip(STOPS, pairwise(times), strict=True):
             self.batch_seconds[stop].observe(after - before)
-        self._commit(rows, stored, scored)
+        for number, row in enumerate(rows):
+            if row.trace:
+                row.vector = arena.vectors[number].tolist()
+        self._commit(rows, stored, waves)
         if self._journal.is_synced_before_reply:
-            self._in_background(self._reply_when_durable(rows, stored, scored, times))
+            self._in_background(self._reply_when_durable(rows, stored, times))
         else:
-            self._reply(rows, stored, scored, times)
+            self._reply(rows, stored, times)
 
-    def _decide(self, rows: list[Row], scored: Scored, first_lsn: int) -> list[StoredDecision]:
+    def _decide(self, rows: list[Row], risks: list[float], first_lsn: int) -> list[StoredDecision]:
         now_ms = self._clock.now_ms()
         model, scorer = self.model_name, self.scorer.name
         stored = []
-        for number, (row, risk) in enumerate(zip(rows, scored.risk.tolist(), strict=True)):
+        for number, (row, risk) in enumerate(zip(rows, risks, strict=True)):
             unknown = bool(row.degraded)
             outcome, reasons = decide(row.tx, row.columns[1], risk, unknown, self.policy, self._lists, now_ms)
             stored.append(StoredDecision(first_lsn + number, row.body, risk, outcome, model, scorer, row.degraded, reasons))
         return stored
 
-    def _commit(self, rows: list[Row], stored: list[StoredDecision], scored: Scored) -> None:
+    def _commit(self, rows: list[Row], stored: list[StoredDecision], waves: int) -> None:
         """The batch is in the journal: what was prepared counts now."""
         for row, record in zip(rows, stored, strict=True):
             self._decisions.add(row.tx.event_id, record)
@@ -295,31 +300,29 @@ class Pipeline:
         self._unpin(rows)
         self.n_batches += 1
         self.n_rows += len(rows)
-        self.n_waves += scored.waves
+        self.n_waves += waves
         self.batch_rows.observe(len(rows))
-        self.batch_waves.observe(scored.waves)
+        self.batch_waves.observe(waves)
 
-    def _reply(self, rows: list[Row], stored: list[StoredDecision], scored: Scored, times: list[float]) -> None:
-        for number, (row, record) in enumerate(zip(rows, stored, strict=True)):
+    def _reply(self, rows: list[Row], stored: list[StoredDecision], times: list[float]) -> None:
+        for row, record in zip(rows, stored, strict=True):
             event_id = row.tx.event_id
             del self._in_flight[event_id]
             answer = Decision(
                 event_id, record.score, record.outcome, record.model, record.scorer, record.lsn, False,
                 record.degraded, record.reasons,
-                self._trace(row, scored.vectors[number].tolist(), times) if row.trace else None,
+                self._trace(row, times) if row.trace else None,
             )  # fmt: skip
             row.ticket.answer(row.index, answer)
             for ticket, index in row.twins:
                 ticket.answer(index, record.decision(event_id))
 
-    def _trace(self, row: Row, vector: list[float], times: list[float]) -> dict[str, Any]:
+    def _trace(self, row: Row, times: list[float]) -> dict[str, Any]:
         us = {"lookup": row.ticket.lookup_seconds * 1e6}
         us |= {stop: (after - before) * 1e6 for stop, (before, after) in zip(STOPS, pairwise(times), strict=True)}
-        return trace(self.plan, row.sources, row.seen, self._clock.now_ms(), vector, us)
+        return trace(self.plan, row.sources, row.seen, self._clock.now_ms(), row.vector, us)
 
-    async def _reply_when_durable(
-        self, rows: list[Row], stored: list[StoredDecision], scored: Scored, times: list[float]
-    ) -> None:
+    async def _reply_when_durable(self, rows: list[Row], stored: list[StoredDecision], times: list[float]) -> None:
         """journal.sync = group: the reply waits for the fsync that everybody shares."""
         try:
             await self._journal.sync_to(stored[-1].lsn)
@@ -327,7 +330,7 @@ class Pipeline:
             log.critical("journal sync failed", problem=str(error))
             self._answer_all(rows, JournalUnavailable(f"{error}; accepted, but not known to be durable"))
             return
-        self._reply(rows, stored, scored, times)
+        self._reply(rows, stored, times)
 
     def _fail(self, rows: list[Row], images: Images, error: WeirError) -> None:
         images.restore()

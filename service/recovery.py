@@ -6,14 +6,14 @@ store: afterwards the bytes are those of a fresh engine fed the whole journal.
 
 import time
 
-import numpy as np
 import structlog
 
 from features.advance_one import label_one
 from features.columns import encode
 from features.plan import Plan
 from features.transaction import Transaction
-from models.scorer import Batch, Scorer
+from models.arena import Arena
+from models.scorer import Scorer
 from service.clock import Clock
 from service.decisions import Decisions, decode_body
 from service.fetch import Fetcher
@@ -50,6 +50,7 @@ class Recovery:
         self._journal = journal
         self._touched = touched
         self._clock = clock
+        self._arena = Arena(plan, l1.slabs, BATCH_ROWS)
         self._rows: list[tuple[int, Transaction]] = []
 
     async def run(self, position: int, decisions_position: int) -> None:
@@ -100,8 +101,9 @@ class Recovery:
             return
         entities = [self._entities_of(tx) for _, tx in rows]
         slots = await self._fetcher.pin_all(entities)
-        columns = np.array([encode(tx, self._plan.currencies) for _, tx in rows], dtype=np.int64)
-        self._scorer.advance(self._l1.slabs, Batch(slots, columns, np.array([lsn for lsn, _ in rows], dtype=np.int64)))
+        for row, ((lsn, tx), entity_slots) in enumerate(zip(rows, slots.tolist(), strict=True)):
+            self._arena.put(row, lsn, entity_slots, encode(tx, self._plan.currencies))
+        self._scorer.advance(self._arena, len(rows))
         for (lsn, _), found in zip(rows, entities, strict=True):
             self._touched.mark_all(found, lsn)
         self._l1.unpin_all(slots.tolist())

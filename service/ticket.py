@@ -28,6 +28,7 @@ class Row:
 
     __slots__ = (
         "body", "columns", "degraded", "entities", "index", "seen", "slots", "sources", "ticket", "trace", "twins", "tx",
+        "vector",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +50,7 @@ class Row:
         self.trace = trace
         self.slots: list[int] = []
         self.seen: list[int] = []  # for the trace: when each profile saw its last event
+        self.vector: list[float] = []  # for the trace: what the model got
         self.sources: list[str] = []
         self.degraded: tuple[str, ...] = ()
         self.twins: tuple[tuple[Ticket, int], ...] = ()

@@ -10,9 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from features.slab import Slab
 from features.transaction import Transaction
-from models.scorer import Batch, Scored
+from models.arena import Arena
 from service.codec import Label
 from service.decide import Decision
 from service.errors import Conflict, JournalUnavailable, NotReady, Overloaded, ScoringFailed, WeirError
@@ -40,18 +39,17 @@ class BrokenScorer:
         self._gives_nan = gives_nan
         self.n_calls = 0
 
-    def score(self, slabs: Sequence[Slab], batch: Batch) -> Scored:
+    def score(self, arena: Arena, n_rows: int) -> int:
         self.n_calls += 1
-        half = len(batch.lsns) // 2
+        half = n_rows // 2
         if self._gives_nan:
-            scored: Scored = self._real.score(slabs, batch)
-            risk = scored.risk.copy()
-            risk[half:] = np.nan
-            return Scored(risk, scored.vectors, scored.waves)
-        self._real.score(slabs, Batch(batch.slots[: half + 1], batch.columns[: half + 1], batch.lsns[: half + 1]))
+            waves: int = self._real.score(arena, n_rows)
+            arena.risk[half:n_rows] = np.nan
+            return waves
+        self._real.score(arena, half + 1)
         raise RuntimeError("the model broke")
 
-    def advance(self, slabs: Sequence[Slab], batch: Batch) -> None:
+    def advance(self, arena: Arena, n_rows: int) -> None:
         raise AssertionError("only for recovery")
 
 

@@ -100,7 +100,7 @@ def test_label_older_than_the_ring_is_counted_as_dropped(seconds: float, dropped
     engine.vectors([pay(1, 0), pay(2, seconds)])
     engine.label(pay(1, 0), 1)
     assert words(engine)[W_LATE_DROPPED] == dropped
-    assert engine.slabs[1].late_dropped == [dropped, 0]
+    assert engine.slabs[1].late_dropped.tolist() == [dropped, 0]
     assert rates(engine, 3, seconds)[2] > 0
 
 
