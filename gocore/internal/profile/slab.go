@@ -1,0 +1,88 @@
+package profile
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"weir/gocore/internal/plan"
+)
+
+// ErrSlab is returned by View for memory that cannot be a slab.
+var ErrSlab = errors.New("not usable as a slab")
+
+// Slab is one buffer of equal-sized profiles of one kind. LateDropped counts, per ring, the events and labels that the
+// ring no longer had a tile for. Whoever made the buffer owns it.
+type Slab struct {
+	Kind        *plan.Kind
+	Capacity    int
+	LateDropped []int64
+	words       []int64
+	memory      []byte // mapped by NewSlab; nil for a View
+}
+
+// NewSlab maps zeroed memory for capacity profiles; pages are committed when they are first touched. Pages are small:
+// zeroing huge ones makes a batch of new entities wait (docs/results/first.md).
+func NewSlab(kind *plan.Kind, capacity int) (*Slab, error) {
+	memory, err := unix.Mmap(-1, 0, max(capacity, 1)*kind.Size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		return nil, fmt.Errorf("%d profiles of %d bytes: %w", capacity, kind.Size, err)
+	}
+	_ = unix.Madvise(memory, unix.MADV_NOHUGEPAGE) // a kernel without huge pages refuses it, and has none
+	slab, err := View(kind, unsafe.Pointer(&memory[0]), int64(kind.Size), int64(capacity), nil)
+	if err != nil {
+		return nil, err
+	}
+	slab.memory = memory
+	return slab, nil
+}
+
+// View makes a slab of memory that somebody else owns and keeps: capacity profiles at base, stride bytes apart.
+// lateDropped has a counter per ring, or is nil. All errors wrap ErrSlab.
+func View(kind *plan.Kind, base unsafe.Pointer, stride, capacity int64, lateDropped unsafe.Pointer) (*Slab, error) {
+	switch {
+	case base == nil:
+		return nil, fmt.Errorf("%s: %w: its pointer is null", kind.Name, ErrSlab)
+	case uintptr(base)%8 != 0:
+		return nil, fmt.Errorf("%s: %w: its address is no multiple of 8", kind.Name, ErrSlab)
+	case stride != int64(kind.Size):
+		return nil, fmt.Errorf("%s: %w: stride %d, a profile has %d bytes", kind.Name, ErrSlab, stride, kind.Size)
+	case capacity < 0 || capacity > (1<<46)/stride:
+		return nil, fmt.Errorf("%s: %w: capacity %d is not within 0 to %d", kind.Name, ErrSlab, capacity, (1<<46)/stride)
+	}
+	slab := &Slab{Kind: kind, Capacity: int(capacity), words: unsafe.Slice((*int64)(base), capacity*stride/8)}
+	if lateDropped == nil {
+		slab.LateDropped = make([]int64, len(kind.Rings))
+	} else {
+		slab.LateDropped = unsafe.Slice((*int64)(lateDropped), len(kind.Rings))
+	}
+	return slab, nil
+}
+
+// Close unmaps memory that NewSlab mapped; nobody may hold slices of it.
+func (s *Slab) Close() error {
+	memory := s.memory
+	s.memory, s.words, s.Capacity = nil, nil, 0
+	if memory == nil {
+		return nil
+	}
+	return unix.Munmap(memory)
+}
+
+// Words is the profile in slot, in place.
+func (s *Slab) Words(slot int) []int64 {
+	n := s.Kind.Words()
+	return s.words[slot*n : (slot+1)*n : (slot+1)*n]
+}
+
+// Bytes is the profile in slot, in place, as bytes.
+func (s *Slab) Bytes(slot int) []byte {
+	return AsBytes(s.Words(slot))
+}
+
+// Address is where the profile in slot begins.
+func (s *Slab) Address(slot int) unsafe.Pointer {
+	return unsafe.Pointer(&s.words[slot*s.Kind.Words()])
+}
