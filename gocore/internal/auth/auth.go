@@ -1,0 +1,214 @@
+// Package auth says who may call what, from the key file of the Python service: `weir keys add` makes keys for both.
+//
+// Closed by default: without a file nobody gets in. Only the SHA-256 of a key is stored; one round of it is right, because a
+// key holds 256 random bits. The file is looked at five times a second, and at once for a key that is not known. Cost of a
+// known key: one map look-up. Keys never appear in logs or errors.
+package auth
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"weir/gocore/internal/problem"
+)
+
+// Role is what a key may do; each includes the ones before it.
+type Role int
+
+// The roles.
+const (
+	Ingest Role = iota + 1
+	Analyst
+	Admin
+)
+
+const (
+	fileName         = "keys.json"
+	fileVersion      = 1
+	checkInterval    = 200 * time.Millisecond
+	cachedHeadersMax = 4096 // spellings of valid headers; bounds memory
+)
+
+// ErrKeyFile is wrapped when the key file cannot be read.
+var ErrKeyFile = errors.New("key file not usable")
+
+var (
+	roles       = map[string]Role{"ingest": Ingest, "analyst": Analyst, "admin": Admin}
+	namePattern = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,64}$`)
+	hexPattern  = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
+
+// String is the role as keys, files and the command line spell it.
+func (r Role) String() string {
+	for word, role := range roles {
+		if role == r {
+			return word
+		}
+	}
+	return "none"
+}
+
+// KeyRing is the keys of one file, watched. Safe for concurrent use.
+type KeyRing struct {
+	path  string
+	now   func() time.Time
+	known atomic.Pointer[keys]
+
+	mu      sync.Mutex // one look at the file at a time
+	checkAt atomic.Int64
+}
+
+// keys is what one version of the file says.
+type keys struct {
+	stamp   stamp
+	roles   map[[sha256.Size]byte]Role
+	headers sync.Map // Authorization header -> Role
+	cached  atomic.Int64
+}
+
+// stamp tells versions of the file apart.
+type stamp struct {
+	modified time.Time
+	size     int64
+	inode    uint64
+}
+
+// Open reads the keys in directory; a missing file has none. Errors wrap ErrKeyFile.
+func Open(directory string, now func() time.Time) (*KeyRing, error) {
+	ring := &KeyRing{path: filepath.Join(directory, fileName), now: now}
+	ring.known.Store(&keys{})
+	return ring, ring.readIfChanged()
+}
+
+// RoleOf is the role of the key in an Authorization header. Errors are problems of kind Unauthorized.
+func (r *KeyRing) RoleOf(header string) (Role, error) {
+	if header == "" {
+		return 0, unauthorized("no API key; send it as Authorization: Bearer <key>")
+	}
+	if r.now().UnixNano() >= r.checkAt.Load() {
+		r.look()
+	}
+	known := r.known.Load()
+	if role, ok := known.headers.Load(header); ok {
+		return role.(Role), nil
+	}
+	scheme, key, _ := strings.Cut(header, " ")
+	key = strings.TrimSpace(key)
+	if !strings.EqualFold(scheme, "bearer") || key == "" {
+		return 0, unauthorized("the Authorization header must be: Bearer <key>")
+	}
+	digest := sha256.Sum256([]byte(key))
+	role, ok := known.roles[digest]
+	if !ok { // it may have been added a moment ago
+		r.look()
+		known = r.known.Load()
+		role, ok = known.roles[digest]
+	}
+	if !ok {
+		return 0, unauthorized("the API key is not known here")
+	}
+	if known.cached.Add(1) <= cachedHeadersMax {
+		known.headers.Store(strings.Clone(header), role)
+	}
+	return role, nil
+}
+
+// Require is a problem of kind Forbidden unless have includes need.
+func Require(have, need Role) error {
+	if have < need {
+		return problem.New(problem.Forbidden, "Authorization", "this key has the role %s, the call needs %s", have, need)
+	}
+	return nil
+}
+
+func unauthorized(detail string) error {
+	return problem.New(problem.Unauthorized, "Authorization", "%s", detail)
+}
+
+// look reads the file again if it changed. One that broke while we run keeps the keys that we have, and is logged.
+func (r *KeyRing) look() {
+	r.checkAt.Store(r.now().Add(checkInterval).UnixNano())
+	if err := r.readIfChanged(); err != nil {
+		slog.Error("key file not read, keeping the keys known before", "reason", err)
+	}
+}
+
+func (r *KeyRing) readIfChanged() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var now stamp
+	if info, err := os.Stat(r.path); err == nil {
+		now = stamp{modified: info.ModTime(), size: info.Size()}
+		if system, ok := info.Sys().(*syscall.Stat_t); ok {
+			now.inode = system.Ino
+		}
+	}
+	known := r.known.Load()
+	if known.roles != nil && now == known.stamp {
+		return nil
+	}
+	found, err := readFile(r.path)
+	if err != nil {
+		found = known.roles // and the stamp is the new one: complain once
+	}
+	r.known.Store(&keys{stamp: now, roles: found})
+	return err
+}
+
+func readFile(path string) (map[[sha256.Size]byte]Role, error) {
+	found := map[[sha256.Size]byte]Role{}
+	file, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return found, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrKeyFile, err)
+	}
+	defer file.Close()
+	var content struct {
+		Version *int `json:"version"`
+		Keys    []struct {
+			Name    string `json:"name"`
+			Role    string `json:"role"`
+			SHA256  string `json:"sha256"`
+			Created *int64 `json:"created"`
+		} `json:"keys"`
+	}
+	decoder := json.NewDecoder(file)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&content); err != nil {
+		return nil, fmt.Errorf("%w: %s is damaged: %w", ErrKeyFile, path, err)
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return nil, fmt.Errorf("%w: %s is damaged: something follows the JSON", ErrKeyFile, path)
+	}
+	if content.Version == nil || *content.Version != fileVersion {
+		return nil, fmt.Errorf("%w: %s is not of version %d", ErrKeyFile, path, fileVersion)
+	}
+	for _, key := range content.Keys {
+		role := roles[key.Role]
+		if role == 0 || !namePattern.MatchString(key.Name) || !hexPattern.MatchString(key.SHA256) || key.Created == nil {
+			return nil, fmt.Errorf("%w: %s is damaged: an entry has no valid name, role, sha256 or time", ErrKeyFile, path)
+		}
+		digest, err := hex.DecodeString(key.SHA256)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s is damaged: %w", ErrKeyFile, path, err)
+		}
+		found[[sha256.Size]byte(digest)] = role
+	}
+	return found, nil
+}
