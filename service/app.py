@@ -20,9 +20,9 @@ from aiohttp import web
 
 from features.plan import Plan, compile_plan
 from features.spec import load_spec
-from models.card import MODEL_FILE, ModelCard, load_card
-from models.onnx_scorer import OnnxScorer
+from models.card import ARTIFACTS, MODEL_FILE, ModelCard, load_card
 from models.scorer import ModelError, Scorer
+from models.scorers import missing_scorer, open_scorer
 from service.auth import KEY_FILE, KeyRing
 from service.bloom_cover import cover_events, cover_profiles
 from service.clock import Clock
@@ -48,6 +48,7 @@ from service.metrics import Metrics
 from service.partials import Partials
 from service.pipeline import Pipeline
 from service.recovery import Recovery
+from service.scorer_switch import ScorerSwitch
 from service.settings import Settings
 from service.stores import EPOCH_SHIFT, Stores, check_against_journal, mark_behind, open_stores
 from service.tiers.bloom import MaybeSet, RotatingMaybeSet
@@ -59,7 +60,6 @@ log = structlog.get_logger(__name__)
 
 HTTP_STOP_DEADLINE_S = 3.0  # for requests under way, such as one whose body never ends
 STOP_DEADLINE_S = 20.0  # for each of write-behind and the ledger; what is left is in the journal and replayed at the next start
-ARTIFACTS = Path(__file__).parent.parent / "models" / "artifacts"
 HOUR_MS = 3_600_000
 GC_THRESHOLD = 20_000  # containers allocated and not freed before the youngest generation is searched; Python's is 700
 PINNED_BESIDE_MAX = 4_096  # slots of a kind that labels and recovery pin beside the queue; address space until used
@@ -90,6 +90,7 @@ async def _serve(settings: Settings, accept_loss: bool) -> None:
             starting = None
             sys.stdout.write(f"weir ready url={url} console={url}/console\n")
             sys.stdout.flush()
+            log.info("scoring", **engine.scorers.describe())
             await stopping.wait()
             log.info("stopping")
             engine.reason = "stopping"
@@ -133,15 +134,22 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
 
 def load_model(settings: Settings) -> tuple[Plan, ModelCard, Scorer]:
     """The plan, the model card that fits it, and the scorer. Raises SpecError, ModelError, StartError."""
-    if settings.scorer == "go":
-        raise StartError("the go scorer is not built yet; use --scorer onnx")
     plan = compile_plan(load_spec(settings.spec))
+    directory = model_directory(settings, plan)
+    card = load_card(directory)
+    card.check(plan)
+    name = settings.scorer
+    if name == "auto":
+        name = "go" if missing_scorer("go") is None else "onnx"
+    return plan, card, open_scorer(name, plan, directory / MODEL_FILE)
+
+
+def model_directory(settings: Settings, plan: Plan) -> Path:
+    """Where the model is: the one that is set, else the packaged one. Raises ModelError if none comes with the spec."""
     directory = settings.model or ARTIFACTS / plan.spec_name
     if settings.model is None and not directory.is_dir():
         raise ModelError(f"no model comes with spec {plan.spec_name!r}: train one (weir train) and give --set model=DIR")
-    card = load_card(directory)
-    card.check(plan)
-    return plan, card, OnnxScorer(plan, directory / MODEL_FILE)
+    return directory
 
 
 async def _embed(settings: Settings, stack: AsyncExitStack) -> Settings:
@@ -210,8 +218,9 @@ def _build(settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, stor
         feed = LedgerFeed(stores.ledger, journal, stores.ledger_position, w.interval_ms)
     dry_run = DryRun(plan, fetcher, scorer, card.model, policy, lists, clock)
     labels = Labels(plan, l1, fetcher, decisions, journal, touched)
+    scorers = ScorerSwitch(plan, model_directory(settings, plan) / MODEL_FILE, pipeline, dry_run)
     return Engine(
-        plan, clock, l1, bloom, stores.levels, fetcher, pipeline, dry_run, lists, ListStore(stores.lists), decisions,
+        plan, clock, l1, bloom, stores.levels, fetcher, pipeline, dry_run, scorers, lists, ListStore(stores.lists), decisions,
         labels, journal, write_behind, feed,
     )  # fmt: skip
 

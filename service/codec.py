@@ -53,6 +53,13 @@ class ListBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True
     expires: Timestamp | None = None
 
 
+class ScorerBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """Body of PUT /v1/scorer: which engine scores from now on, and why."""
+
+    scorer: Literal["go", "onnx"]
+    reason: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+
+
 class _LabelsReply(msgspec.Struct, gc=False):
     labels: Sequence[LabelReply]
     applied: int
@@ -80,6 +87,7 @@ _decode_tx = msgspec.json.Decoder(Transaction).decode
 _decode_rows = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_labels = msgspec.json.Decoder(list[Label]).decode
 _decode_list_body = msgspec.json.Decoder(ListBody).decode
+_decode_scorer_body = msgspec.json.Decoder(ScorerBody).decode
 _encode = msgspec.json.Encoder().encode
 _encode_lines = msgspec.json.Encoder().encode_lines
 
@@ -155,10 +163,20 @@ def decode_list_body(body: bytes) -> ListBody:
         change = _decode_list_body(body)
     except DECODE_ERRORS as error:
         raise refusal(error, body) from None
-    if not change.reason.isprintable():
-        raise InvalidEvent("reason holds characters that cannot be printed", "reason")
+    _check_reason(change.reason)
     if change.expires is not None:
         _check_ms(change.expires, "expires")
+    return change
+
+
+def decode_scorer_body(body: bytes) -> ScorerBody:
+    """The engine that is asked for. Raises MalformedBody or InvalidEvent."""
+    try:
+        change = _decode_scorer_body(body)
+    except DECODE_ERRORS as error:
+        raise refusal(error, body) from None
+    if change.reason is not None:
+        _check_reason(change.reason)
     return change
 
 
@@ -202,6 +220,11 @@ def _reply(decision: "Decision", explain: bool) -> _DecisionReply:
         (decision.reasons or ()) if explain else UNSET,
         UNSET if decision.trace is None else decision.trace,
     )
+
+
+def _check_reason(reason: str) -> None:
+    if not reason.isprintable():
+        raise InvalidEvent("reason holds characters that cannot be printed", "reason")
 
 
 def _check_ms(ts: int, field: str) -> None:

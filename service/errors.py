@@ -9,6 +9,7 @@
     │   ├── MethodNotAllowed    405  carries the methods that are allowed
     │   ├── RequestTimeout      408  the body did not arrive within the deadline
     │   ├── Conflict            409  the same event_id with another body
+    │   ├── NotPossible         409  not to be had in this installation
     │   ├── BodyTooLarge        413
     │   ├── UnsupportedMedia    415
     │   └── InvalidEvent        422  JSON, but a field is missing, of the wrong type or out of bounds
@@ -123,6 +124,14 @@ class Conflict(CallerError):
     status = 409
     title = "Conflict"
     code = "conflict"
+
+
+class NotPossible(CallerError):
+    """What is asked for is known but not to be had in this installation, such as the go scorer without its library."""
+
+    status = 409
+    title = "Not possible here"
+    code = "not_possible"
 
 
 class BodyTooLarge(CallerError):

@@ -1,27 +1,17 @@
 """`weir bench http` and `weir bench memory`: the command lines, their tables on the terminal and their pages."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Annotated
 
-import msgspec
 import typer
 import uvloop
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table as TerminalTable
 
-from loadgen.bench.children import BenchError
 from loadgen.bench.http import HttpOptions, HttpResult, run_http
 from loadgen.bench.memory import MemoryOptions, MemoryResult, run_memory
+from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, print_table, say, write
 from loadgen.page import Cell, Figure, Table, machine_table, page
 
-PIPE_WIDTH = 120  # columns of a table that goes to a file or a pipe
-
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")]
-JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")]
-HtmlOut = Annotated[Path | None, typer.Option("--html", help="Write the result as an HTML page.")]
 
 
 def register_http(app: typer.Typer) -> None:
@@ -54,26 +44,26 @@ def http(
     html_out: HtmlOut = None,
 ) -> None:
     """Single events and batches per second, beside a bare aiohttp handler in the same run."""
-    with _one_line_errors("http"):
+    with one_line_errors("http"):
         options = HttpOptions(
             rounds=1 if quick else rounds,
             measure_s=0.3 if quick else seconds,
             warm_s=0.1 if quick else 0.5,
-            connections=_numbers("--connections", connections),
-            batch_connections=_numbers("--batch-connections", batch_connections),
+            connections=numbers("--connections", connections),
+            batch_connections=numbers("--batch-connections", batch_connections),
             batch_rows=batch_rows,
             cards=min(cards, 1_000) if quick else cards,
             zipf=zipf,
             settings=tuple(settings or ()),
         )
-        result = uvloop.run(run_http(options, _say))
+        result = uvloop.run(run_http(options, say))
         columns, rows = _http_table(result)
         draw = f"Zipf {zipf:g}" if zipf else "uniform"
-        _print(f"{options.cards:,} cards, {draw}; medians of {options.rounds}", columns, rows)
+        print_table(f"{options.cards:,} cards, {draw}; medians of {options.rounds}", columns, rows)
         for cell in result.cells:
             if cell.errors:
-                _say(f"{cell.arm}, {cell.mode}, {cell.connections}: {cell.errors} errors, first {cell.error_example}")
-        _write(result, json_out, html_out, _http_page(result))
+                say(f"{cell.arm}, {cell.mode}, {cell.connections}: {cell.errors} errors, first {cell.error_example}")
+        write(result, json_out, html_out, _http_page(result))
     if any(cell.errors for cell in result.cells):
         raise typer.Exit(1)
 
@@ -86,64 +76,12 @@ def memory(
     html_out: HtmlOut = None,
 ) -> None:
     """Resident memory after N cards; time to ready with an empty and with a full data directory."""
-    with _one_line_errors("memory"):
-        numbers = (2_000,) if quick else _numbers("--entities", entities)
-        result = uvloop.run(run_memory(MemoryOptions(numbers, tuple(settings or ())), _say))
+    with one_line_errors("memory"):
+        counts = (2_000,) if quick else numbers("--entities", entities)
+        result = uvloop.run(run_memory(MemoryOptions(counts, tuple(settings or ())), say))
         columns, rows = _memory_table(result)
-        _print("MiB resident, seconds to ready", columns, rows)
-        _write(result, json_out, html_out, _memory_page(result))
-
-
-@contextlib.contextmanager
-def _one_line_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (BenchError, OSError) as error:
-        typer.echo(f"weir bench {name}: {error}", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
-
-
-def _numbers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(",") if part)
-    except ValueError:
-        numbers = ()
-    if not numbers or min(numbers) < 1:
-        raise BenchError(f"{option} {text}: expected numbers above 0 with commas between them")
-    return numbers
-
-
-def _say(text: str) -> None:
-    typer.echo(text, err=True)
-
-
-def _write(result: HttpResult | MemoryResult, json_out: Path | None, html_out: Path | None, text: str) -> None:
-    if json_out is not None:
-        json_out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
-    if html_out is not None:
-        html_out.write_text(text, encoding="utf-8")
-
-
-def _print(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    table = TerminalTable(title=title, title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("arm", "mode") else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_text(value) for value in row))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)
-    console.print(table)
-
-
-def _text(value: Cell) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return escape(value)
-    return f"{value:,.0f}" if isinstance(value, int) or value >= 100 else f"{value:.3g}"
+        print_table("MiB resident, seconds to ready", columns, rows)
+        write(result, json_out, html_out, _memory_page(result))
 
 
 def _http_table(result: HttpResult) -> tuple[Sequence[str], list[Sequence[Cell]]]:

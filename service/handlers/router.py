@@ -21,7 +21,7 @@ from service.errors import (
     WeirError,
     as_problem,
 )
-from service.handlers import decisions, entities, health, labels, lists, score, tiers
+from service.handlers import decisions, entities, health, labels, lists, score, scorer, tiers
 from service.handlers.exchange import Front, Handler, Route, json_reply, problem_reply
 from service.metrics import Metrics
 from service.settings import Settings
@@ -39,7 +39,7 @@ def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: S
     # aiohttp's own limit only bounds what is read at all; each route has its own (exchange.read_body).
     app = web.Application(client_max_size=max(server.body_bytes_max, server.batch_body_bytes_max) + 1)
     allowed: dict[str, set[str]] = {}
-    for module in (score, labels, decisions, entities, lists, tiers, health):
+    for module in (score, labels, decisions, entities, lists, tiers, scorer, health):
         for route in module.routes(front):
             handler = _wrap(route, front)
             app.router.add_route(route.method, route.path, handler, expect_handler=_expect)

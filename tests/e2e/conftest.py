@@ -17,7 +17,9 @@ import pytest
 
 from features.memory import MemoryEngine
 from features.transaction import Transaction
+from models.card import ARTIFACTS, MODEL_FILE
 from models.generator import generate
+from models.onnx_scorer import OnnxScorer
 from service.app import load_model
 from service.decisions import decode_body
 from service.fetch import entity_key
@@ -130,7 +132,8 @@ class Truth:
     """The journal of a data directory, and what a fresh engine fed it in LSN order has."""
 
     def __init__(self, directory: Path) -> None:
-        plan, _, scorer = load_model(load_settings())
+        plan, _, _ = load_model(load_settings())
+        reference = OnnxScorer(plan, ARTIFACTS / plan.spec_name / MODEL_FILE)
         engine = MemoryEngine(plan)
         self.plan = plan
         self.scores: dict[str, float] = {}
@@ -140,7 +143,7 @@ class Truth:
             txs = [(entry.lsn, decode_body(entry.body)) for entry in block.entries if entry.kind == TX]
             if txs:
                 vectors = engine.vectors([tx for _, tx in txs], txs[0][0])
-                risks = scorer.infer(vectors).tolist()  # type: ignore[attr-defined]  # of the onnx scorer
+                risks = reference.infer(vectors).tolist()
                 for (lsn, tx), risk in zip(txs, risks, strict=True):
                     assert tx.event_id not in self.lsns, f"{tx.event_id} was journaled twice"
                     self.scores[tx.event_id], self.lsns[tx.event_id] = risk, lsn

@@ -116,7 +116,6 @@ def _one_line(err: str) -> str:
         (["serve", "--set", "l1"], 2, "--set l1: write it as key=value"),
         (["serve", "--set", "l1.bytes_max=lots"], 2, "l1.bytes_max is 'lots'"),
         (["serve", "--set", "journal.sync=never"], 2, "group, interval, os"),
-        (["serve", "--scorer", "go", "--port", "0"], 1, "the go scorer is not built yet; use --scorer onnx"),
         (["serve", "--set", "spec=nope", "--port", "0"], 1, "spec 'nope' is neither a packaged spec (cards, handbook)"),
         (["serve", "--set", "model=nope", "--port", "0"], 1, "nope/card.json: No such file"),
         (["serve", "--host", "192.0.2.1", "--port", "0"], 1, "cannot listen on 192.0.2.1:0"),
@@ -174,7 +173,7 @@ def test_model_that_cannot_be_used_is_one_line(run: Run, tmp_path: Path) -> None
     card = json.loads((MODEL / "card.json").read_bytes()) | {"sha256": hashlib.sha256(b"garbage").hexdigest()}
     (tmp_path / "garbage/card.json").write_text(json.dumps(card))
     (tmp_path / "garbage/model.onnx").write_bytes(b"garbage")
-    assert "garbage/model.onnx: is not a model" in serve("garbage")
+    assert "garbage/model.onnx: is not a" in serve("garbage")
     assert "was trained for spec 'cards'" in serve(str(MODEL), "--set", "spec=handbook")
     assert not (tmp_path / "data").exists(), "a start that was refused leaves nothing behind"
 

@@ -127,7 +127,7 @@ def test_score_reply_has_exactly_the_fields_of_the_contract(service: Service) ->
     assert 0 <= decision["score"] <= 1
     assert decision["outcome"] in ("approve", "review", "decline")
     assert re.fullmatch(r"\S+@[0-9a-f]{12}", decision["model"])
-    assert (decision["scorer"], decision["replayed"], decision["degraded"]) == ("onnx", False, [])
+    assert (decision["scorer"] in ("go", "onnx"), decision["replayed"], decision["degraded"]) == (True, False, [])
     assert decision["lsn"] >> 48 >= 1
 
 
@@ -276,6 +276,46 @@ def test_health_is_open_and_answers_head(service: Service, path: str, content_ty
     assert service.call("GET", "/metrics", key=None).body.count(b"e-fields") == 0, "no ids in metrics"
 
 
+def test_scorer_is_switched_while_running(service: Service) -> None:
+    """PUT /v1/scorer takes effect with the next transaction; the engines give the same score."""
+    shown = service.call("GET", "/v1/scorer").json
+    usable = [name for name, missing in shown["missing"].items() if missing is None]
+    assert shown["scorer"] in usable
+    assert set(shown["missing"]) == {"go", "onnx"}
+    dry = _tx("switch")
+    scores = set()
+    for name in [*usable, *usable]:
+        reply = service.call("PUT", "/v1/scorer", {"scorer": name, "reason": "comparing"})
+        assert (reply.status, reply.json["scorer"]) == (200, name)
+        decision = service.score(dry, "?commit=false")
+        assert decision["scorer"] == name
+        scores.add(round(decision["score"], 6))
+    assert len(scores) == 1
+    for name in set(shown["missing"]) - set(usable):
+        refused = service.call("PUT", "/v1/scorer", {"scorer": name})
+        assert (refused.status, refused.json["field"]) == (409, "scorer")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field"),
+    [
+        ("go", 400, "body"),
+        ({}, 422, "scorer"),
+        ({"scorer": "rust"}, 422, "scorer"),
+        ({"scorer": None}, 422, "scorer"),
+        ({"scorer": "onnx", "reason": ""}, 422, "reason"),
+        ({"scorer": "onnx", "reason": "a\0"}, 422, "reason"),
+        ({"scorer": "onnx", "why": "x"}, 422, "why"),
+    ],
+)
+def test_bad_scorer_change_is_refused(service: Service, body: object, status: int, field: str) -> None:
+    """Only the engines that there are, with a printable reason or none; nothing changes."""
+    before = service.call("GET", "/v1/scorer").json
+    refused = service.call("PUT", "/v1/scorer", body)
+    assert (refused.status, refused.json["field"]) == (status, field)
+    assert service.call("GET", "/v1/scorer").json == before
+
+
 def test_key_added_while_running_works_at_once(service: Service) -> None:
     """`weir keys add` prints the key alone, and the next request with it is let in."""
     command = [WEIR, "keys", "add", "--role", "ingest", "--name", "pos", "--data-dir", str(service.data_dir)]
@@ -284,6 +324,7 @@ def test_key_added_while_running_works_at_once(service: Service) -> None:
     assert re.fullmatch(r"weir_ingest_[\w-]{43}", key)
     assert service.call("POST", "/v1/score", _tx("key"), key).status == 200
     assert service.call("GET", "/v1/tiers", key=key).status == 403
+    assert service.call("PUT", "/v1/scorer", {"scorer": "onnx"}, key).status == 403
 
 
 def test_connection_is_kept_and_pipelined_requests_are_answered_in_order(service: Service) -> None:

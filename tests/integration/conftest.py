@@ -16,8 +16,9 @@ import structlog
 from features.memory import MemoryEngine
 from features.plan import Plan
 from features.transaction import Transaction
-from models.card import ModelCard
+from models.card import ARTIFACTS, MODEL_FILE, ModelCard
 from models.generator import generate
+from models.onnx_scorer import OnnxScorer
 from models.scorer import Scorer
 from service.app import load_model, start_engine
 from service.codec import Label, LabelReply
@@ -43,7 +44,7 @@ BASE = (
 class Truth:
     """What a fresh engine makes of journal blocks: profiles by key, scores and LSNs by event."""
 
-    def __init__(self, plan: Plan, scorer: Scorer, blocks: Iterable[Block]) -> None:
+    def __init__(self, plan: Plan, reference: OnnxScorer, blocks: Iterable[Block]) -> None:
         self.scores: dict[str, float] = {}
         self.lsns: dict[str, int] = {}
         self.n_labels = 0
@@ -52,7 +53,7 @@ class Truth:
             txs = [(entry.lsn, decode_body(entry.body)) for entry in block.entries if entry.kind == TX]
             if txs:
                 vectors = engine.vectors([tx for _, tx in txs], txs[0][0])
-                risks = scorer.infer(vectors).tolist()  # type: ignore[attr-defined]  # of the onnx scorer, not the protocol
+                risks = reference.infer(vectors).tolist()
                 for (lsn, tx), risk in zip(txs, risks, strict=True):
                     assert tx.event_id not in self.lsns, f"{tx.event_id} was journaled twice"
                     self.scores[tx.event_id], self.lsns[tx.event_id] = risk, lsn
@@ -73,11 +74,14 @@ class Truth:
 class Running:
     """One started engine. `engine` may be reached into: these tests are about its insides."""
 
-    def __init__(self, engine: Engine, settings: Settings, plan: Plan, scorer: Scorer, stack: AsyncExitStack) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, plan: Plan, scorer: Scorer, reference: OnnxScorer, stack: AsyncExitStack
+    ) -> None:
         self.engine = engine
         self.settings = settings
         self.plan = plan
         self.scorer = scorer
+        self.reference = reference
         self._stack = stack
 
     async def stop(self) -> None:
@@ -98,11 +102,11 @@ class Running:
 
     def truth(self) -> Truth:
         """Of the journal as it is now, its files read as a stranger would."""
-        return Truth(self.plan, self.scorer, read_directory(self.settings.data_dir / "journal"))
+        return Truth(self.plan, self.reference, read_directory(self.settings.data_dir / "journal"))
 
     def truth_of(self, *journals: Path) -> Truth:
         """Of several journals, one after the other."""
-        return Truth(self.plan, self.scorer, itertools.chain.from_iterable(read_directory(path) for path in journals))
+        return Truth(self.plan, self.reference, itertools.chain.from_iterable(read_directory(path) for path in journals))
 
     async def profiles(self, keys: Iterable[bytes]) -> dict[bytes, bytes | None]:
         """The newest bytes of each key: L1, what waits, then the levels in the order in which they are read."""
@@ -151,13 +155,26 @@ Start = Callable[..., Any]  # async: (*overrides, directory=..., accept_loss=...
 
 
 @pytest.fixture(scope="session")
-def model() -> tuple[Plan, ModelCard, Scorer]:
-    """The packaged plan, model card and onnx scorer."""
-    return load_model(load_settings())
+def scorer_name() -> str:
+    """Which engine scores: the default one. A module that tests both overrides this."""
+    return "auto"
+
+
+@pytest.fixture(scope="session")
+def model(scorer_name: str) -> tuple[Plan, ModelCard, Scorer]:
+    """The packaged plan and model card, and the engine."""
+    return load_model(load_settings(None, [f"scorer={scorer_name}"]))
+
+
+@pytest.fixture(scope="session")
+def reference(model: tuple[Plan, ModelCard, Scorer]) -> OnnxScorer:
+    """What the engine is held against: numpy and onnxruntime in this process."""
+    plan = model[0]
+    return OnnxScorer(plan, ARTIFACTS / plan.spec_name / MODEL_FILE)
 
 
 @pytest.fixture
-async def start(tmp_path: Path, model: tuple[Plan, ModelCard, Scorer]) -> AsyncIterator[Start]:
+async def start(tmp_path: Path, model: tuple[Plan, ModelCard, Scorer], reference: OnnxScorer) -> AsyncIterator[Start]:
     """`await start("l1.bytes_max=65536", directory="a")`: a Running; stopped at the end, if it still runs."""
     stacks: list[AsyncExitStack] = []
 
@@ -172,7 +189,7 @@ async def start(tmp_path: Path, model: tuple[Plan, ModelCard, Scorer]) -> AsyncI
         except BaseException:
             await stack.aclose()
             raise
-        return Running(engine, settings, plan, scorer, stack)
+        return Running(engine, settings, plan, scorer, reference, stack)
 
     yield begin
     for stack in reversed(stacks):

@@ -12,6 +12,7 @@ import pytest
 
 from features.transaction import Transaction
 from models.arena import Arena
+from models.scorers import NAMES, missing_scorer
 from service.codec import Label
 from service.decide import Decision
 from service.errors import Conflict, JournalUnavailable, NotReady, Overloaded, ScoringFailed, WeirError
@@ -27,6 +28,16 @@ QUIET = ("write_behind.interval_ms=60000", "l2.flush_interval_ms=3600000", "jour
 
 def make_tx(number: int, card: str = "c1", merchant: str = "m1", amount: int = 1000) -> Transaction:
     return Transaction(f"e{number}", 1_767_225_600_000 + number * 1000, amount, "EUR", card, merchant)
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def scorer_name(request: pytest.FixtureRequest) -> str:
+    """Each engine in turn."""
+    name: str = request.param
+    missing = missing_scorer(name)
+    if missing is not None:
+        pytest.skip(missing)
+    return name
 
 
 class BrokenScorer:
@@ -143,6 +154,19 @@ async def test_batch_that_fails_leaves_no_trace(
     assert len(truth.lsns) == 500
     assert {d.event_id: d.score for d in again} == {d.event_id: truth.scores[d.event_id] for d in again}
     print(f"{cause}: {len(batch) + 1} failed, {len(truth.lsns)} journaled, {len(truth.profiles)} profiles")  # noqa: T201  # shown by -rP
+
+
+async def test_scorers_switched_between_batches_leave_the_bytes_of_one(start: Start, stream: list[Transaction]) -> None:
+    """Whichever engine scored which batch: profiles and scores are those of a fresh engine."""
+    running: Running = await start()
+    names = [name for name in NAMES if missing_scorer(name) is None]
+    for turn, first in enumerate(range(0, 1_000, 50)):
+        await running.engine.scorers.use(names[turn % len(names)], None)
+        decisions = await running.send(stream[first : first + 50], batch=[1, 7, 50][turn % 3])
+        assert {decision.scorer for decision in decisions} == {names[turn % len(names)]}
+        await running.label(stream[first].event_id)
+    truth = await running.assert_true()
+    assert len(truth.lsns) == 1_000
 
 
 async def test_start_after_a_failed_batch_is_not_refused(start: Start, stream: list[Transaction]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("service", "features", "models", "loadgen")
+PACKAGES = ("service", "features", "gocore", "models", "loadgen")
 FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 FILE_KIB_MAX = 512
@@ -21,6 +21,7 @@ CLIENTS = {
     "rbloom": {"service/tiers/bloom.py"},
     "pybloom_live": {"service/tiers/bloom.py"},
     "onnxruntime": {"models/onnx_scorer.py"},
+    "cffi": {"gocore/binding.py", "loadgen/bench/scorers/ort.py"},
     "sklearn": {"models/train.py"},
     "onnx": {"models/graph.py"},
     "prometheus_client": {"service/metrics.py"},

@@ -1,0 +1,338 @@
+"""The Go core as Python sees it: load, declare (weir.h, as it is), call. The only module that imports cffi.
+
+One core per process, loaded once and never unloaded, after any fork: a child that forked later gets CoreForked from every call
+instead of a hang, as a Go runtime's threads do not survive a fork. Buffers stay ours: whoever binds an arena keeps it alive.
+Faulthandler, if wanted, is enabled before the library loads, so that Go passes on the signals that are not its own.
+
+Cost: a call from Python into Go and back 0.6 µs.
+"""
+
+import functools
+import json
+import os
+import re
+import struct
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import cffi
+import numpy as np
+import numpy.typing as npt
+
+from features.plan import PLAN_MAGIC
+from gocore.errors import (
+    BadArgument,
+    BadHandle,
+    BadModel,
+    BadPlan,
+    BadProfile,
+    CoreBusy,
+    CoreForked,
+    CoreMissing,
+    CorePanic,
+    GoCoreError,
+    NoRuntime,
+)
+from gocore.locate import HEADER, LIBRARY, missing_core, onnxruntime_library
+
+ABI_VERSION: Final = 1
+ADVANCE, DRY, VECTORS, RISK = 1, 2, 4, 8
+DIMENSIONS_MAX: Final = 8
+
+_ERRORS: Final[dict[int, type[GoCoreError]]] = {
+    1: CorePanic, 2: BadArgument, 3: BadPlan, 4: BadProfile, 5: BadModel, 6: BadHandle, 7: CoreBusy, 8: NoRuntime,
+}  # fmt: skip
+_BUSY: Final = 7
+_MESSAGE_BYTES: Final = 1024
+
+Array = npt.NDArray[Any]
+
+
+class SlabMemory(Protocol):
+    """What the core needs of a slab: `rows` uint8 (capacity, bytes of a profile), `late_dropped` int64 (rings,)."""
+
+    capacity: int
+
+    @property
+    def rows(self) -> npt.NDArray[np.uint8]: ...
+    @property
+    def late_dropped(self) -> npt.NDArray[np.int64]: ...
+
+
+class ArenaMemory(Protocol):
+    """What the core needs of an arena (models.arena.Arena); `handle` is the core's own."""
+
+    rows_max: int
+    handle: int
+
+    @property
+    def slabs(self) -> Sequence[SlabMemory]: ...
+    @property
+    def lsns(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def slots(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def columns(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def vectors(self) -> npt.NDArray[np.float32]: ...
+    @property
+    def risk(self) -> npt.NDArray[np.float32]: ...
+
+
+class Core:
+    """The loaded library. Every method raises the GoCoreError that the status stands for. Made by `load_core`."""
+
+    def __init__(self, library: Path) -> None:
+        self._ffi = cffi.FFI()
+        self._ffi.cdef(_declarations(HEADER.read_text(encoding="utf-8")))
+        try:
+            self._lib: Any = self._ffi.dlopen(str(library))
+        except OSError as error:
+            raise CoreMissing(f"{library} cannot be loaded: {error}") from None
+        version = self._lib.weir_abi_version()
+        if version != ABI_VERSION:
+            raise CoreMissing(f"{library} has ABI version {version}, this program {ABI_VERSION}; make go builds it anew")
+        # The hot call, without a frame of ours around it: (model, arena, first, n, flags) -> status, for `check`.
+        self.call_score: Callable[[int, int, int, int, int], int] = self._lib.weir_score
+        self._widths: dict[int, tuple[int, ...]] = {}  # of each plan: event columns, kinds, features
+        self._submitted: dict[int, ArenaMemory] = {}
+        os.register_at_fork(after_in_child=self._forked)
+
+    def check(self, status: int) -> None:
+        """Raise what `status` stands for; the message is this thread's last one."""
+        if status:
+            buffer = self._ffi.new("char[]", _MESSAGE_BYTES)
+            self._lib.weir_last_error(buffer, _MESSAGE_BYTES)
+            raise _ERRORS.get(status, GoCoreError)(self._text(buffer))
+
+    def open_runtime(self, library: Path) -> None:
+        """Open libonnxruntime; the same file again does nothing. Raises NoRuntime."""
+        self.check(self._lib.weir_open_runtime(str(library).encode()))
+
+    def runtime_version(self) -> str:
+        """The version of the open libonnxruntime."""
+        buffer = self._ffi.new("char[]", 64)
+        self.check(self._lib.weir_runtime_version(buffer, 64))
+        return self._text(buffer)
+
+    def load_plan(self, plan: bytes) -> int:
+        """A handle for the plan. Raises BadPlan."""
+        handle = self._load(self._lib.weir_plan_load, plan)
+        self._widths[handle] = struct.unpack_from("<4I", plan, len(PLAN_MAGIC))
+        return handle
+
+    def close_plan(self, plan: int) -> None:
+        """Arenas that were bound with it stay usable."""
+        self.check(self._lib.weir_plan_close(plan))
+
+    def load_model(self, model: bytes, n_features: int = 0) -> int:
+        """A handle for an ONNX model: one that scores vectors of `n_features`, or, with 0, any. Raises BadModel."""
+        return self._load(self._lib.weir_model_load, model, n_features)
+
+    def close_model(self, model: int) -> None:
+        """Free the model; calls that still use it raise BadHandle."""
+        self.check(self._lib.weir_model_close(model))
+
+    def describe_model(self, model: int) -> dict[str, list[dict[str, Any]]]:
+        """Inputs and outputs: name, ONNX element type and shape (-1: free) of each."""
+        size = 1 << 12
+        while True:
+            buffer, written = self._ffi.new("char[]", size), self._ffi.new("int64_t *")
+            status = self._lib.weir_model_describe(model, buffer, size, written)
+            if status and written[0] > size:
+                size = int(written[0])
+                continue
+            self.check(status)
+            described: dict[str, list[dict[str, Any]]] = json.loads(self._ffi.unpack(buffer, written[0]))
+            return described
+
+    def bind(self, plan: int, arena: ArenaMemory) -> int:
+        """Tell the core where the arena's memory is; unbound when the arena is garbage. Returns and keeps its handle.
+
+        Raises BadArgument for memory that is not as ArenaMemory and SlabMemory say: the core cannot see where it ends.
+        """
+        if plan in self._widths:
+            _check_memory(arena, *self._widths[plan][:3])
+        new, address = self._ffi.new, self._address
+        slabs = new("weir_slab[]", len(arena.slabs))
+        for target, slab in zip(slabs, arena.slabs, strict=True):
+            target.base = address(slab.rows, "void *")
+            target.stride, target.capacity = slab.rows.strides[0], slab.capacity
+            target.late_dropped = address(slab.late_dropped, "int64_t *")
+        memory = new("weir_arena *")
+        memory.rows, memory.n_slabs, memory.slabs = arena.rows_max, len(arena.slabs), slabs
+        for name in ("lsns", "slots", "columns"):
+            array = getattr(arena, name)
+            setattr(memory, name, address(array, "int64_t *"))
+            setattr(memory, f"{name[:-1]}_stride", array.strides[0])
+        memory.vectors, memory.risk = address(arena.vectors, "float *"), address(arena.risk, "float *")
+        handle = new("uint64_t *")
+        self.check(self._lib.weir_bind(plan, memory, handle))
+        arena.handle = int(handle[0])
+        self.release_with(arena, "weir_unbind", arena.handle)
+        return arena.handle
+
+    def unbind(self, arena: ArenaMemory) -> None:
+        """Let go of the arena's memory at once. Raises CoreBusy while a submitted call runs."""
+        self.check(self._lib.weir_unbind(arena.handle))
+        arena.handle = 0
+
+    def score(self, model: int, arena: ArenaMemory, first: int, n: int, flags: int) -> None:
+        """Run rows [first, first + n) in order, as `flags` say; results are in the arena."""
+        self.check(self.call_score(model, arena.handle, first, n, flags))
+
+    def submit(self, model: int, arena: ArenaMemory, first: int, n: int, flags: int, event_fd: int) -> None:
+        """The same on a thread of the core, which adds 1 to the eventfd when it is done; then `collect`."""
+        self.check(self._lib.weir_submit(model, arena.handle, first, n, flags, event_fd))
+        self._submitted[arena.handle] = arena  # its memory has to outlive the call, whoever forgets to collect
+
+    def collect(self, arena: ArenaMemory) -> None:
+        """End what was submitted: returns, or raises what it failed with. Raises CoreBusy if it still runs."""
+        status = self._lib.weir_collect(arena.handle)
+        if status != _BUSY:
+            self._submitted.pop(arena.handle, None)
+        self.check(status)
+
+    def label(self, arena: ArenaMemory, kind: int, slot: int, ts: int, delta: int, lsn: int) -> bool:
+        """Add `delta` frauds to the tile of `ts` in a profile. False if it already has `lsn`, or is empty."""
+        changed = self._ffi.new("int32_t *")
+        self.check(self._lib.weir_label(arena.handle, kind, slot, ts, delta, lsn, changed))
+        return bool(changed[0])
+
+    def merge(self, plan: int, kind: int, left: bytes, right: bytes) -> bytes:
+        """Join two profiles of one entity. Raises BadProfile, BadArgument."""
+        if len(left) != len(right):
+            raise BadArgument(f"profiles of {len(left)} and {len(right)} bytes cannot be of one kind")
+        out = self._ffi.new("uint8_t[]", len(left))
+        buffer = self._ffi.from_buffer
+        self.check(self._lib.weir_merge(plan, kind, buffer("uint8_t[]", left), buffer("uint8_t[]", right), out, len(left)))
+        return bytes(self._ffi.buffer(out))
+
+    def infer(self, model: int, inputs: Sequence[Array], output_bytes_max: int = 1 << 24) -> list[Array]:
+        """Run any model on C-contiguous arrays in the order of its inputs; returns its outputs.
+
+        Raises BadArgument for a wrong number, type or shape, or an output of more than `output_bytes_max` bytes.
+        """
+        described = self.describe_model(model)
+        keep: list[Any] = []
+        in_tensors = self._ffi.new("weir_tensor[]", max(len(inputs), 1))
+        for tensor, array in zip(in_tensors, inputs, strict=False):
+            if not array.flags.c_contiguous or array.dtype not in _ELEMENT_TYPES:
+                raise BadArgument(f"an input of type {array.dtype} or of this memory layout is not taken; make it C-contiguous")
+            self._fill(tensor, array, array.shape, _ELEMENT_TYPES[array.dtype], keep)
+        out_tensors = self._ffi.new("weir_tensor[]", len(described["outputs"]))
+        outputs = []
+        for tensor, output in zip(out_tensors, described["outputs"], strict=True):
+            if output["element_type"] not in _DTYPES:
+                raise BadArgument(f"output {output['name']!r} has element type {output['element_type']}, which is not taken")
+            array = np.empty(output_bytes_max // 8, dtype=np.int64)
+            self._fill(tensor, array, (0,) * DIMENSIONS_MAX, output["element_type"], keep)
+            tensor.n_dimensions = -1
+            outputs.append((tensor, array.view(np.uint8), _DTYPES[output["element_type"]]))
+        self.check(self._lib.weir_infer(model, in_tensors, len(inputs), out_tensors, len(outputs)))
+        return [
+            array[: tensor.size].view(dtype).reshape([tensor.shape[i] for i in range(tensor.n_dimensions)]).copy()
+            for tensor, array, dtype in outputs
+        ]
+
+    def release_with(self, owner: object, call: str, handle: int) -> None:
+        """Give `handle` back by `call` of weir.h when `owner` is garbage, but not in a forked child: it has no core."""
+        weakref.finalize(owner, self._release, call, handle).atexit = False
+
+    def panic(self) -> None:
+        """Raises CorePanic: proves that a panic inside the core does not end the process."""
+        self.check(self._lib.weir_panic())
+
+    def _release(self, call: str, handle: int) -> None:
+        if not isinstance(self._lib, _Forked):
+            getattr(self._lib, call)(handle)  # a handle that is closed already is refused, and nobody has to know
+
+    def _fill(self, tensor: Any, array: Array, shape: Sequence[int], element_type: int, keep: list[Any]) -> None:
+        dimensions = self._ffi.new("int64_t[]", list(shape) or [0])
+        keep += [dimensions, array]
+        tensor.element_type, tensor.n_dimensions, tensor.shape = element_type, len(shape), dimensions
+        tensor.data, tensor.size = self._address(array, "void *"), array.nbytes
+
+    def _text(self, buffer: Any) -> str:
+        text: bytes = self._ffi.string(buffer)
+        return text.decode(errors="replace")
+
+    def _load(self, call: Callable[..., int], data: bytes, *more: int) -> int:
+        handle = self._ffi.new("uint64_t *")
+        self.check(call(self._ffi.from_buffer("uint8_t[]", data), len(data), *more, handle))
+        return int(handle[0])
+
+    def _address(self, array: Array, kind: str) -> Any:
+        return self._ffi.cast(kind, array.ctypes.data)
+
+    def _forked(self) -> None:
+        """In the child of a fork."""
+        self._lib = _Forked()
+        self.call_score = self._lib.weir_score
+
+
+class _Forked:
+    """Stands for the library in a process that must not call it."""
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def refuse(*_: object) -> int:
+            raise CoreForked(
+                f"this process forked after it had loaded the Go core, so {name} would hang; load it after the fork"
+            )
+
+        return refuse
+
+
+_ELEMENT_TYPES: Final[dict[Any, int]] = {
+    np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 3, np.dtype(np.uint16): 4, np.dtype(np.int16): 5,
+    np.dtype(np.int32): 6, np.dtype(np.int64): 7, np.dtype(np.bool_): 9, np.dtype(np.float16): 10, np.dtype(np.float64): 11,
+    np.dtype(np.uint32): 12, np.dtype(np.uint64): 13,
+}  # fmt: skip
+_DTYPES: Final[dict[int, Any]] = {code: dtype for dtype, code in _ELEMENT_TYPES.items()}
+_loading: Final = threading.Lock()
+
+
+def load_core() -> Core:
+    """The process's core, with libonnxruntime open. Raises CoreMissing, NoRuntime."""
+    with _loading:
+        return _load_once()
+
+
+@functools.cache
+def _load_once() -> Core:
+    missing = missing_core()
+    if missing is not None:
+        raise CoreMissing(missing)
+    core = Core(LIBRARY)
+    core.open_runtime(onnxruntime_library())
+    return core
+
+
+def _check_memory(arena: ArenaMemory, n_columns: int, n_kinds: int, n_features: int) -> None:
+    rows = arena.rows_max
+    _check_array("lsns", arena.lsns, np.int64, (rows,))
+    _check_array("slots", arena.slots, np.int64, (rows, n_kinds))
+    _check_array("columns", arena.columns, np.int64, (rows, n_columns))
+    _check_array("vectors", arena.vectors, np.float32, (rows, n_features))
+    _check_array("risk", arena.risk, np.float32, (rows,))
+    for name, array in (("vectors", arena.vectors), ("risk", arena.risk)):
+        if not array.flags.c_contiguous:
+            raise BadArgument(f"{name} has gaps: strides {array.strides}; make it C-contiguous")
+    for slab in arena.slabs:
+        _check_array("rows of a slab", slab.rows, np.uint8, (max(slab.capacity, 1), slab.rows.shape[-1]))
+
+
+def _check_array(name: str, array: Array, dtype: Any, shape: tuple[int, ...]) -> None:
+    """Of this type, this wide, and at least so many rows, each without gaps, that may be written to."""
+    if array.dtype != dtype or array.ndim != len(shape) or len(array) < shape[0] or array.shape[1:] != shape[1:]:
+        raise BadArgument(f"{name} is {array.dtype} {array.shape}, the plan and the arena need {np.dtype(dtype)} {shape}")
+    if not array.flags.writeable or array.strides[1:] != (array.itemsize,) * (len(shape) - 1):
+        raise BadArgument(f"{name} is read-only, or its rows have gaps: strides {array.strides}")
+
+
+def _declarations(header: str) -> str:
+    """The header without what the preprocessor would take away: cffi reads plain constants, not includes and guards."""
+    return re.sub(r"^#(ifndef|include|endif|define WEIR_H$).*$", "", header, flags=re.MULTILINE)

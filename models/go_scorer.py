@@ -1,0 +1,44 @@
+"""The go scorer: one call into the Go core advances profiles, builds vectors and runs the model, over the arena's memory.
+
+The core uses the libonnxruntime that the onnxruntime wheel ships, so onnxruntime itself need not be imported here.
+"""
+
+from pathlib import Path
+
+from features.plan import Plan
+from gocore.binding import ADVANCE, RISK, load_core
+from gocore.errors import BadModel
+from models.arena import Arena
+from models.scorer import ModelError
+
+
+class GoScorer:
+    """Scores with the ONNX model in `model_file`. Raises ModelError if it is not one or has another shape, GoCoreError."""
+
+    name = "go"
+
+    def __init__(self, plan: Plan, model_file: Path) -> None:
+        self._core = load_core()
+        self._plan = self._core.load_plan(plan.to_bytes())
+        self._core.release_with(self, "weir_plan_close", self._plan)
+        try:
+            self._model = self._core.load_model(model_file.read_bytes(), plan.n_features)
+        except OSError as error:
+            raise ModelError(f"{model_file}: {error.strerror}") from None
+        except BadModel as error:
+            raise ModelError(f"{model_file}: is {error}") from None
+        self._core.release_with(self, "weir_model_close", self._model)
+
+    def score(self, arena: Arena, n_rows: int) -> int:
+        """See Scorer. Raises GoCoreError."""
+        core = self._core
+        status = core.call_score(self._model, arena.handle or core.bind(self._plan, arena), 0, n_rows, ADVANCE | RISK)
+        if status:
+            core.check(status)
+        return 0
+
+    def advance(self, arena: Arena, n_rows: int) -> None:
+        """See Scorer. Raises GoCoreError."""
+        if not arena.handle:
+            self._core.bind(self._plan, arena)
+        self._core.score(0, arena, 0, n_rows, ADVANCE)

@@ -1,0 +1,34 @@
+"""Which scoring engines there are, and how to open one.
+
+Each is imported when it is first opened: a service that scores with `go` alone never loads onnxruntime into the process, which
+saves it 30 MB (docs/results/scorers.md), and one without the Go core never looks for it.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Final
+
+from features.plan import Plan
+from gocore.errors import GoCoreError
+from gocore.locate import missing_core
+from models.scorer import ModelError, Scorer
+
+NAMES: Final = ("go", "onnx")
+
+
+def missing_scorer(name: str) -> str | None:
+    """Why the engine cannot be used here, or None if it can. Looks at files only."""
+    return missing_core() if name == "go" else None
+
+
+def open_scorer(name: str, plan: Plan, model_file: Path) -> Scorer:
+    """The engine `name` with the model in `model_file`. Raises ModelError: no such engine here, or not a model of this plan."""
+    assert name in NAMES
+    try:
+        if name == "go":
+            scorer: Scorer = importlib.import_module("models.go_scorer").GoScorer(plan, model_file)
+        else:
+            scorer = importlib.import_module("models.onnx_scorer").OnnxScorer(plan, model_file)
+    except GoCoreError as error:
+        raise ModelError(f"the {name} scorer cannot be used: {error}; use --scorer onnx") from None
+    return scorer
