@@ -21,7 +21,8 @@ class Slab:
     def __init__(self, kind: KindPlan, capacity: int) -> None:
         self.kind = kind
         self.capacity = capacity
-        memory = mmap.mmap(-1, max(capacity, 1) * kind.size)  # there is no mapping of no bytes
+        # Private: a forked child must not write into its parent's profiles. There is no mapping of no bytes.
+        memory = mmap.mmap(-1, max(capacity, 1) * kind.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
             memory.madvise(mmap.MADV_NOHUGEPAGE)
         self.rows: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8).reshape(-1, kind.size)

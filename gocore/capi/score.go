@@ -8,8 +8,6 @@ import (
 	"sync"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
 	"weir/gocore/internal/ort"
 	"weir/gocore/internal/profile"
 	"weir/gocore/internal/score"
@@ -163,23 +161,8 @@ func weir_submit(model, arena C.uint64_t, first, n C.int64_t, flags C.uint32_t, 
 			return fmt.Errorf("a submitted call runs, or was not collected: %w", score.ErrBusy)
 		}
 		b.job = job{state: running}
-		go b.work(m, int(first), int(n), score.Flags(flags), int(eventFD))
-		return nil
+		return hand(submission{b, m, int(first), int(n), score.Flags(flags), int(eventFD)})
 	}())
-}
-
-// work runs a submitted call and tells the caller's loop.
-func (b *bound) work(m *ort.Model, first, n int, flags score.Flags, eventFD int) {
-	var err error
-	func() {
-		defer recovered(&err)
-		err = b.arena.Run(m, first, n, flags)
-	}()
-	b.mu.Lock()
-	b.job = job{finished, err}
-	b.mu.Unlock()
-	// Nobody is there to hear of a failure: a loop that closed its descriptor does not wait any more.
-	_, _ = unix.Write(eventFD, []byte{1, 0, 0, 0, 0, 0, 0, 0})
 }
 
 //export weir_collect

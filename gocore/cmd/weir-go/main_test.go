@@ -80,7 +80,10 @@ func start(t *testing.T, directory string, more ...string) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = s.child.Process.Kill() })
+	t.Cleanup(func() { // nothing to do for one that the test stopped itself
+		_ = s.child.Process.Kill()
+		_ = s.child.Wait()
+	})
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil || !strings.HasPrefix(line, "weir ready url=http://127.0.0.1:") {
 		t.Fatalf("%q, %v: %s", line, err, s.stderr)

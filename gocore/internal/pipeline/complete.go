@@ -108,8 +108,9 @@ func (r *rebuild) begin(stored []arrival) error {
 }
 
 func (r *rebuild) close() {
+	_ = r.arena.Close() // unmapping what was mapped
 	for _, slab := range r.slabs {
-		_ = slab.Close() // unmapping what was mapped
+		_ = slab.Close()
 	}
 }
 

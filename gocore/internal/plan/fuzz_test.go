@@ -96,6 +96,7 @@ func run(t *testing.T, p *plan.Plan) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = arena.Close() }()
 	rng := rand.New(rand.NewPCG(uint64(len(p.Hash)), 1))
 	for round := range int64(4) {
 		for row := range rows {

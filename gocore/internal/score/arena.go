@@ -50,6 +50,7 @@ type Arena struct {
 	builder *vector.Builder
 	raw     []int64 // the raw input of chunkRows rows
 	busy    atomic.Bool
+	memory  []byte // that New mapped; nil for Bind's
 	// For dry runs: a copy of one profile, and late events of it, which nobody counts.
 	scratch, uncounted []int64
 }
@@ -59,30 +60,33 @@ func New(p *plan.Plan, slabs []*profile.Slab, rowsMax int) (*Arena, error) {
 	if rowsMax < 1 || rowsMax > RowsMax {
 		return nil, fmt.Errorf("%w: %d rows, not 1 to %d", ErrArena, rowsMax, RowsMax)
 	}
-	width := 1 + len(p.Kinds) + plan.Columns
-	inputs, err := mapWords(rowsMax * width)
+	width, nFeatures := 1+len(p.Kinds)+plan.Columns, len(p.Features)
+	memory, err := unix.Mmap(-1, 0, rowsMax*(width*8+(nFeatures+1)*4), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: memory for %d rows: %w", ErrArena, rowsMax, err)
 	}
-	outputs, err := mapWords((rowsMax*(len(p.Features)+1) + 1) / 2)
-	if err != nil {
-		return nil, err
-	}
-	floats := unsafe.Slice((*float32)(unsafe.Pointer(&outputs[0])), 2*len(outputs))
+	inputs := unsafe.Slice((*int64)(unsafe.Pointer(&memory[0])), rowsMax*width)
+	outputs := unsafe.Slice((*float32)(unsafe.Pointer(&memory[rowsMax*width*8])), rowsMax*(nFeatures+1))
 	rows := Rows{
 		LSNs: inputs, Slots: inputs[1:], Columns: inputs[1+len(p.Kinds):],
 		LSNStride: width, SlotStride: width, ColumnStride: width,
 	}
-	split := rowsMax * len(p.Features)
-	return Bind(p, slabs, rowsMax, rows, floats[:split], floats[split:split+rowsMax])
+	arena, err := Bind(p, slabs, rowsMax, rows, outputs[:rowsMax*nFeatures], outputs[rowsMax*nFeatures:])
+	if err != nil {
+		return nil, errors.Join(err, unix.Munmap(memory))
+	}
+	arena.memory = memory
+	return arena, nil
 }
 
-func mapWords(n int) ([]int64, error) {
-	memory, err := unix.Mmap(-1, 0, n*8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %d words: %w", ErrArena, n, err)
+// Close frees the memory of an arena that New made; nobody may hold slices of it. Slabs stay.
+func (a *Arena) Close() error {
+	memory := a.memory
+	a.memory, a.Rows, a.rows, a.Vectors, a.Risk = nil, 0, Rows{}, nil, nil
+	if memory == nil {
+		return nil
 	}
-	return unsafe.Slice((*int64)(unsafe.Pointer(&memory[0])), n), nil
+	return unix.Munmap(memory)
 }
 
 // Bind makes an arena of memory that the caller owns and keeps until the arena is dropped. All errors wrap ErrArena.

@@ -14,7 +14,7 @@ from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, p
 ENTITIES_MIN = 400
 ROWS_MAX = 65_536
 QUICK = ScorersOptions(
-    rounds=1, rows=(1, 64, 256), entities=(2_000,), batch_rows_min=512, batches_max=20, warm_rows=500,
+    rounds=1, rows=(1, 64, 256), entities=(2_000,), batch_rows_min=512, batches_max=20,
     memory_entities=8_000, full_entities=0, call_batches=20,
 )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """All engines over the same events: in every round, each arm has its batches of one size in turn, right after one another.
 
-Before its batches are timed, an arm gets events that bring its own profiles and code back into the processor's caches. Garbage
-collection is off, which favours the arms with many Python objects.
+Before its batches are timed, an arm gets events that bring its code, and where they are few its profiles, back into the
+processor's caches. Garbage collection is off, which favours the arms with many Python objects.
 """
 
 import gc
@@ -26,6 +26,7 @@ from models.onnx_scorer import OnnxScorer
 SEED = 7
 ARMS = ("ort", "session.run", "go", "onnx", "objects")  # in the order of tables
 HISTORY_ROWS = 20_000  # events before the first timed one; one per entity if that is more
+HOT_ENTITIES_MAX = 40_000  # up to here every profile is touched before an arm's batches are timed: 36 MB of slabs
 BATCHES_MIN = 12  # per round
 TOLERANCE = 1e-6  # of a score, between engines
 
@@ -82,7 +83,9 @@ class Population:
         """Every arm over the same events: some to warm up, then batches in pairs, as the go arm times the features of one alone
         and the whole score of the next in one call each; the others' scores are those of every second batch as well."""
         n_rows = n * _batches(self._options, n)
-        warm, pairs = self.stream.draw(self._options.warm_rows), self.stream.draw(2 * n_rows)
+        warm = list(self.stream.each_once(0)) if self.entities <= HOT_ENTITIES_MAX else []
+        warm.append(self.stream.draw(CHUNK_ROWS))
+        pairs = self.stream.draw(2 * n_rows)
         vectors = np.empty((n_rows, self._plan.n_features), dtype=np.float32)
         onnx, go, objects = self._onnx, self._go, self._objects
         _warm(onnx, warm, pairs)
@@ -103,9 +106,9 @@ def _batches(options: ScorersOptions, n: int) -> int:
     return max(BATCHES_MIN, min(options.batches_max, options.batch_rows_min // n))
 
 
-def _warm(arm: Owner, warm: Block, pairs: Block) -> None:
-    for start in range(0, len(warm.lsns), CHUNK_ROWS):
-        arm.advance(warm.part(start, CHUNK_ROWS))
+def _warm(arm: Owner, warm: Sequence[Block], pairs: Block) -> None:
+    for block in warm:
+        arm.advance(block)
     arm.stretch = pairs
 
 

@@ -18,7 +18,7 @@ from features.spec import load_spec
 from features.vector import VectorBuilder
 from loadgen.bench.scorers.objects import ObjectEngine
 from loadgen.bench.scorers.result import EntityMemory, ProcessMemory
-from loadgen.bench.scorers.stream import Stream
+from loadgen.bench.scorers.stream import CHUNK_ROWS, Stream
 from models.arena import Arena
 from models.card import ARTIFACTS, MODEL_FILE
 from models.scorers import open_scorer
@@ -52,7 +52,8 @@ def process(plan: Plan, scorers: str) -> ProcessMemory:
 
 def entities(plan: Plan, holder: str, history: str, n: int) -> EntityMemory:
     """Bytes that `n` entities take after one event each, or after as many as fill their rings."""
-    _build(plan, holder, history, 400)  # code, caches and arenas of the allocator are there before the count begins
+    # The code and numpy's temporaries are there before the count begins; slabs go back to the system, freed objects would not.
+    _build(plan, holder, history, 4 * CHUNK_ROWS if holder == "slab" else 400)
     before = resident()["VmRSS"]
     kept = _build(plan, holder, history, n)
     bytes_per_entity = round((resident()["VmRSS"] - before) / n)

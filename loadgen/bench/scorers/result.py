@@ -19,9 +19,8 @@ class ScorersOptions(msgspec.Struct, frozen=True):
     slow_hours: float = 4.0
     batch_rows_min: int = 6_144
     batches_max: int = 400
-    warm_rows: int = 5_000
     memory_entities: int = 40_000
-    full_entities: int = 6_000
+    full_entities: int = 12_000
     call_batches: int = 300
 
 

@@ -120,15 +120,17 @@ def _fits(entities: int, options: ScorersOptions) -> bool:
 def _targets(plan: Plan, cells: Sequence[Cell]) -> list[Target]:
     by_key = {(cell.scene, cell.n, cell.arm): cell for cell in cells}
     lone = by_key.get(("10,000 fast", 1, "go"))
-    targets = [_target("go, one transaction, features included: share of session.run on a ready vector", 1.0,
-                       lone.of_session_run if lone else None)]  # fmt: skip
+    share = lone.of_session_run if lone else None
+    targets = [_target("go, one transaction, over session.run", 1.0, share, "go with features, session.run on a ready vector")]
     for scene, limit in (("10,000 fast", 0.4), ("1,000,000 fast", 1.0)):
         go, ort = by_key.get((scene, 256, "go")), by_key.get((scene, 256, "ort"))
-        note = f"all of it less ort's inference: {go.total_us - ort.total_us:.2f}" if go and ort else ""
-        name = f"go, 256 at once, {scene.split()[0]} entities: µs of features and advance per transaction"
+        note = "per transaction, 256 at once"
+        if go and ort:
+            note += f"; the whole of go less ort's inference: {go.total_us - ort.total_us:.2f}"
+        name = f"go, µs of features and advance, {scene.split()[0]} entities"
         targets.append(_target(name, limit, go.features_us if go else None, note))
     largest = max(plan.kinds, key=lambda kind: kind.size)
-    targets.append(_target(f"bytes of a profile of the largest kind ({largest.name})", PROFILE_BYTES_MAX, largest.size))
+    targets.append(_target(f"bytes of the largest profile ({largest.name})", PROFILE_BYTES_MAX, largest.size))
     return targets
 
 
