@@ -149,6 +149,49 @@ func TestApply_LateEvent_CountsWhereTheRingHasItsTile(t *testing.T) {
 	}
 }
 
+func TestApply_OldestTileOfARing_IsItsLastButOne(t *testing.T) {
+	p := loadPlan(t, "cards")
+	for k := range p.Kinds {
+		for i := range p.Kinds[k].Rings {
+			ring := &p.Kinds[k].Rings[i]
+			span := int64(ring.Tiles) * ring.TileMS
+			last := baseMS/span*span + span - 1 // the ring begins at a multiple of its span, so its oldest tile is the first
+			for ts, dropped := range map[int64]int64{last - span: 1, last - span + 1: 0, last: 0} {
+				e := newEntity(p, k)
+				e.apply(last, 5, 1)
+				e.apply(ts, 5, 2)
+				if e.late[i] != dropped {
+					t.Errorf("%s.%s: an event %d ms older: %d dropped, want %d", e.kind.Name, ring.Name, last-ts, e.late[i], dropped)
+				}
+			}
+		}
+	}
+}
+
+func TestClock_AnyTimes_GivesTheirTiles(t *testing.T) {
+	rng := seeded(t)
+	p := loadPlan(t, "cards")
+	used, ts := newEntity(p, 0), baseMS
+	for lsn := range int64(3000) {
+		width := p.Widths[rng.IntN(len(p.Widths))]
+		switch rng.IntN(4) {
+		case 0:
+			ts = ts/width*width + width // the very first moment of the next tile
+		case 1:
+			ts = ts/width*width - 1 // the very last of the one before
+		case 2:
+			ts += rng.Int64N(width)
+		}
+		fresh := newEntity(p, 0)
+		copy(fresh.words, used.words)
+		fresh.apply(ts, 5, lsn+1)
+		used.apply(ts, 5, lsn+1)
+		if !slices.Equal(fresh.words, used.words) || !slices.Equal(fresh.observed, used.observed) {
+			t.Fatalf("at %d a clock that was used gives other tiles than a new one", ts)
+		}
+	}
+}
+
 func TestLabel_Profile_CountsFraudsNeverBelowZero(t *testing.T) {
 	e := newEntity(loadPlan(t, "cards"), 1)
 	if e.label(baseMS, 1, 1) || slices.ContainsFunc(e.words, func(w int64) bool { return w != 0 }) {
@@ -230,6 +273,23 @@ func TestMerge_RandomProfiles_CommutesAssociatesAndAdvances(t *testing.T) {
 			a.apply(later, 77, 1000, 9)
 			if !slices.Equal(joined.words, merged(kind, a.words, b.words)) {
 				t.Fatalf("%s: advancing a %s after a merge differs from merging after the advance", name, kind.Name)
+			}
+		}
+	}
+}
+
+func TestMerge_Partial_IsPartialOnlyIfBothAre(t *testing.T) {
+	p := loadPlan(t, "cards")
+	sides := map[bool]*entity{true: newEntity(p, 0), false: newEntity(p, 0)}
+	sides[true].words[plan.WVersion] = 1 << 16
+	for _, e := range sides {
+		e.apply(baseMS, 5, 1)
+	}
+	for _, left := range []bool{true, false} {
+		for _, right := range []bool{true, false} {
+			b := profile.AsBytes(merged(sides[left].kind, sides[left].words, sides[right].words))
+			if profile.IsPartial(b) != (left && right) {
+				t.Errorf("partial %v with %v gives %v", left, right, profile.IsPartial(b))
 			}
 		}
 	}

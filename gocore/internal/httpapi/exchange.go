@@ -17,7 +17,10 @@ import (
 	"weir/gocore/internal/tx"
 )
 
-const keptBytesMax = 1 << 20 // a buffer that grew beyond it is not kept for the next request
+const (
+	keptBytesMax  = 1 << 20  // a buffer that grew beyond it is not kept for the next request
+	drainBytesMax = 16 << 20 // twice what a batch may have
+)
 
 // exchange is one request and its reply. Its buffers are reused: nothing of it may be kept.
 type exchange struct {
@@ -81,6 +84,14 @@ func (x *exchange) read(bytesMax int64, deadlineMS int64) ([]byte, error) {
 		return nil, tooLarge(int64(x.body.Len()), bytesMax)
 	}
 	return x.body.Bytes(), nil
+}
+
+// drain reads what is left of a refused body. A reply to a client that still sends would be lost: the connection is reset under it.
+// One that asked first (Expect) sends nothing.
+func (x *exchange) drain() {
+	if x.request.ContentLength != 0 && x.request.Header.Get("Expect") == "" {
+		_, _ = io.CopyN(io.Discard, x.request.Body, drainBytesMax) // beyond it, or past the deadline, the connection is cut
+	}
 }
 
 func decompressed(body io.Reader, encoding string) (io.Reader, error) {

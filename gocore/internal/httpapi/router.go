@@ -86,6 +86,7 @@ func (r *router) ServeHTTP(w http.ResponseWriter, request *http.Request) {
 		status = refused.Kind.Status
 		r.front.Metrics.refuse(refused.Kind)
 		x.problem(refused)
+		x.drain()
 	}
 	x.send(status)
 	count.observe(status, time.Since(started))

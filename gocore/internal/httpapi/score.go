@@ -117,8 +117,8 @@ func (f *Front) split(x *exchange, body []byte) (rows [][]byte, isLines bool, er
 	switch {
 	case kind == ndjson || kind == "application/ndjson" || kind == "application/jsonl" || kind == "application/json-lines":
 		isLines = true
-	case kind == "" || kind == "text/plain" || kind == "application/octet-stream" || kind == "application/x-www-form-urlencoded",
-		strings.HasSuffix(kind, "json"):
+	case !strings.Contains(kind, "/") || strings.HasSuffix(kind, "json"), // what is no type says nothing
+		kind == "text/plain" || kind == "application/octet-stream" || kind == "application/x-www-form-urlencoded":
 		isLines = bytes.HasPrefix(bytes.TrimLeft(body, " \t\n\r\v\f"), []byte("{"))
 	default:
 		return nil, false, problem.New(problem.UnsupportedMedia, "Content-Type", "%s is not read here; send application/json or %s", kind, ndjson)

@@ -143,6 +143,15 @@ func TestScore_AnyNumberOfRows_EqualsInfer(t *testing.T) {
 			}
 		}
 	}
+	other := make([]float32, 64) // the same vectors for somebody else
+	if err := model.Score(vectors, other, 64); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range inferred(t, model, vectors, 64) {
+		if math.Abs(float64(other[i]-want)) > 1e-6 {
+			t.Errorf("into another place: row %d is %v, want %v", i, other[i], want)
+		}
+	}
 	vectors[0] += 40 // the same place is read again, not remembered
 	if err := model.Score(vectors, risk, 1); err != nil {
 		t.Fatal(err)

@@ -132,6 +132,9 @@ var refused = []struct {
 	{"window skip past the ring", func(p *plan.Plan) { p.Kinds[0].Rings[0].Windows[0].Skip = 12 }, "skip is 12"},
 	{"window of no tiles", func(p *plan.Plan) { p.Kinds[0].Rings[0].Windows[0].Tiles = 0 }, "tiles is 0"},
 	{"window longer than the ring", func(p *plan.Plan) { p.Kinds[0].Rings[0].Windows[0].Tiles = 13 }, "tiles is 13"},
+	{"delayed window past the ring", func(p *plan.Plan) {
+		p.Kinds[0].Rings[0].Windows[0].Skip, p.Kinds[0].Rings[0].Windows[0].Tiles = 5, 8
+	}, "tiles is 8"},
 	{"window word before the state", func(p *plan.Plan) { p.Kinds[0].Rings[0].Windows[0].Word = 8 }, "window's word is 8"},
 	{"window word past the header", func(p *plan.Plan) { p.Kinds[0].Rings[0].Windows[0].Word = p.Kinds[0].HeaderWords }, "window's word"},
 	{"feature without a name", func(p *plan.Plan) { p.Features[0].Name = "" }, "0 bytes"},

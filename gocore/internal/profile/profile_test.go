@@ -121,8 +121,8 @@ func TestNewSlab_Slots_AreZeroAndApart(t *testing.T) {
 		if words[0] != int64(slot) || words[len(words)-1] != int64(slot) || slab.Bytes(slot)[0] != byte(slot) {
 			t.Errorf("slot %d was overwritten: %d to %d", slot, words[0], words[len(words)-1])
 		}
-		if slab.Address(slot) != unsafe.Pointer(&words[0]) {
-			t.Errorf("slot %d does not begin at its address", slot)
+		if &slab.All()[slot*kind.Words()] != &words[0] {
+			t.Errorf("slot %d does not stand where it belongs", slot)
 		}
 	}
 	if len(slab.LateDropped) != len(kind.Rings) {
@@ -145,9 +145,8 @@ func TestSlab_SlotOutside_PanicsInsteadOfReadingOn(t *testing.T) {
 	defer func() { _ = slab.Close() }()
 	for _, slot := range []int{-1, 2, 1 << 40} {
 		for name, read := range map[string]func(int){
-			"words":   func(slot int) { slab.Words(slot) },
-			"bytes":   func(slot int) { slab.Bytes(slot) },
-			"address": func(slot int) { slab.Address(slot) },
+			"words": func(slot int) { slab.Words(slot) },
+			"bytes": func(slot int) { slab.Bytes(slot) },
 		} {
 			func() {
 				defer func() { _ = recover() }()

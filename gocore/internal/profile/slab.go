@@ -82,7 +82,5 @@ func (s *Slab) Bytes(slot int) []byte {
 	return AsBytes(s.Words(slot))
 }
 
-// Address is where the profile in slot begins.
-func (s *Slab) Address(slot int) unsafe.Pointer {
-	return unsafe.Pointer(&s.words[slot*s.Kind.Words()])
-}
+// All is every profile, one after the other, in place.
+func (s *Slab) All() []int64 { return s.words }

@@ -46,6 +46,7 @@ type Arena struct {
 	Risk    []float32
 
 	rows    Rows
+	lanes   []lane
 	clock   *advance.Clock
 	builder *vector.Builder
 	raw     []int64 // the raw input of chunkRows rows
@@ -116,16 +117,17 @@ func Bind(p *plan.Plan, slabs []*profile.Slab, n int, rows Rows, vectors, risk [
 			return nil, fmt.Errorf("%w: %s: %d words, %d rows need %d", ErrArena, side.name, len(side.words), n, need)
 		}
 	}
-	longest := 0
+	longest, lanes := 0, make([]lane, 0, len(slabs))
 	for i := range slabs {
 		if slabs[i].Kind != &p.Kinds[i] {
 			return nil, fmt.Errorf("%w: slab %d is not of kind %s of this plan", ErrArena, i, p.Kinds[i].Name)
 		}
 		longest = max(longest, p.Kinds[i].Words())
+		lanes = append(lanes, newLane(slabs[i]))
 	}
 	return &Arena{
 		Plan: p, Slabs: slabs, Rows: n, Vectors: vectors, Risk: risk,
-		rows: rows, clock: advance.NewClock(p), builder: vector.NewBuilder(p),
+		rows: rows, lanes: lanes, clock: advance.NewClock(p), builder: vector.NewBuilder(p),
 		raw: make([]int64, chunkRows*p.RawWords), scratch: make([]int64, longest), uncounted: make([]int64, p.Rings),
 	}, nil
 }
@@ -147,4 +149,7 @@ func (a *Arena) columns(row int) *[plan.Columns]int64 {
 
 func (a *Arena) lsn(row int) int64 { return a.rows.LSNs[row*a.rows.LSNStride] }
 
-func (a *Arena) slot(row, kind int) int { return int(a.rows.Slots[row*a.rows.SlotStride+kind]) }
+func (a *Arena) slots(row int) []int64 {
+	at := row * a.rows.SlotStride
+	return a.rows.Slots[at : at+len(a.lanes)]
+}

@@ -2,11 +2,13 @@ package score
 
 import (
 	"fmt"
+	"unsafe"
 
 	"weir/gocore/internal/advance"
 	"weir/gocore/internal/ort"
 	"weir/gocore/internal/plan"
 	"weir/gocore/internal/prefetch"
+	"weir/gocore/internal/profile"
 )
 
 // Flags say what a run does.
@@ -61,48 +63,64 @@ func (a *Arena) Run(model *ort.Model, first, n int, flags Flags) error {
 	return nil
 }
 
+// lane is what a row needs of one kind, laid out for the loop.
+type lane struct {
+	kind     *plan.Kind
+	words    []int64 // the slab
+	n        int     // words of a profile
+	lines    int     // cache lines of its header
+	from, to int     // its observation in the raw input
+	late     []int64
+}
+
+func newLane(slab *profile.Slab) lane {
+	kind := slab.Kind
+	return lane{kind, slab.All(), kind.Words(), kind.HeaderWords / 8, kind.RawStart, kind.RawStart + kind.Observed(), slab.LateDropped}
+}
+
 // observe advances the profiles of rows [start, start+n) and fills raw, one raw input per row. end is the run's last row + 1.
 func (a *Arena) observe(start, n, end int, raw []int64, flags Flags) {
-	kinds := a.Plan.Kinds
 	for row := start; row < start+n; row++ {
 		if ahead := row + aheadRows; ahead < end {
 			a.ask(ahead)
 		}
-		columns := a.columns(row)
+		columns, slots := a.columns(row), a.slots(row)
 		event := a.clock.At(columns, a.lsn(row))
 		r := raw[(row-start)*a.Plan.RawWords:]
-		copy(r, columns[:])
-		for k := range kinds {
-			kind := &kinds[k]
-			observed := r[kind.RawStart : kind.RawStart+kind.Observed()]
-			slot := a.slot(row, k)
+		*(*[plan.Columns]int64)(r) = *columns
+		for k := range a.lanes {
+			l := &a.lanes[k]
+			observed := r[l.from:l.to]
+			slot := int(slots[k])
 			if slot < 0 {
 				clear(observed)
 				continue
 			}
-			a.apply(kind, slot, event, observed, flags)
+			p := l.words[slot*l.n : (slot+1)*l.n]
+			if flags&Dry != 0 {
+				a.dry(l, p, event, observed)
+			} else {
+				advance.Apply(l.kind, p, event, observed, l.late)
+			}
 		}
 	}
 }
 
-func (a *Arena) apply(kind *plan.Kind, slot int, event advance.Event, observed []int64, flags Flags) {
-	slab := a.Slabs[kind.Number]
-	p := slab.Words(slot)
-	if flags&Dry == 0 {
-		advance.Apply(kind, p, event, observed, slab.LateDropped)
-		return
-	}
-	copied := a.scratch[:len(p)]
+// dry observes what the event would do to p, on a copy.
+func (a *Arena) dry(l *lane, p []int64, event advance.Event, observed []int64) {
+	copied := a.scratch[:l.n]
 	copy(copied, p)
 	event.LSN = copied[plan.WLSN] + 1 // above what the profile has
-	advance.Apply(kind, copied, event, observed, a.uncounted[:len(kind.Rings)])
+	advance.Apply(l.kind, copied, event, observed, a.uncounted[:len(l.late)])
 }
 
 // ask has the headers of a row's profiles on their way to the cache.
 func (a *Arena) ask(row int) {
-	for k, slab := range a.Slabs {
-		if slot := a.slot(row, k); slot >= 0 {
-			prefetch.Lines(slab.Address(slot), slab.Kind.HeaderWords/8)
+	slots := a.slots(row)
+	for k := range a.lanes {
+		l := &a.lanes[k]
+		if slot := int(slots[k]); slot >= 0 {
+			prefetch.Lines(unsafe.Pointer(&l.words[slot*l.n]), l.lines)
 		}
 	}
 }
@@ -138,8 +156,9 @@ func (a *Arena) checkRow(row int) error {
 	if lsn := a.lsn(row); lsn < 1 {
 		return fmt.Errorf("%w: row %d: lsn %d is below 1", ErrRows, row, lsn)
 	}
+	slots := a.slots(row)
 	for k, slab := range a.Slabs {
-		if slot := a.rows.Slots[row*a.rows.SlotStride+k]; slot < -1 || slot >= int64(slab.Capacity) {
+		if slot := slots[k]; slot < -1 || slot >= int64(slab.Capacity) {
 			return fmt.Errorf("%w: row %d: slot %d of kind %s, whose slab has %d", ErrRows, row, slot, slab.Kind.Name, slab.Capacity)
 		}
 	}

@@ -138,6 +138,9 @@ func TestRun_Dry_ChangesNothingAndSeesWhatAdvanceSees(t *testing.T) {
 	width := len(s.arena.Plan.Features)
 	for range 40 {
 		s.fill(40)
+		for row := range 5 { // from nearly too late to much too late
+			s.arena.columns(row)[plan.TS] -= int64(row) * 15 * 86_400_000
+		}
 		before, _ := state(s.arena)
 		if err := s.arena.Run(nil, 0, 40, Dry|Vectors); err != nil {
 			t.Fatal(err)

@@ -48,19 +48,13 @@ func NewBuilder(p *plan.Plan) *Builder {
 		if f := &p.Features[i]; f.Op == plan.OpDistinct {
 			b.tables[i] = new([bitmapBits + 1]float32)
 			for set, estimate := range distinctByBits {
-				b.tables[i][set] = finish(f, estimate)
+				value := []float64{estimate}
+				finish(f, value)
+				b.tables[i][set] = float32(value[0])
 			}
 		}
 	}
 	return b
-}
-
-// finish scales an operator's value, takes its logarithm if the feature wants it, and rounds.
-func finish(f *plan.Feature, value float64) float32 {
-	if value *= f.Scale; f.Log1p {
-		value = log1p(value)
-	}
-	return float32(value)
 }
 
 // Build fills out, (rows, features) in the order of the spec, from raw, (rows, RawWords). It allocates nothing.
@@ -75,40 +69,52 @@ func (b *Builder) Build(raw []int64, out []float32) {
 			f, target := &b.features[i], out[start*width+i:(start+n-1)*width+i+1]
 			switch {
 			case b.tables[i] != nil:
-				b.count(b.tables[i], chunk[f.Operands[0]:], target)
-			case f.Log1p && f.Scale == 1 && isInteger(f.Op):
-				b.integerLogs(chunk[f.Operands[0]:], target)
+				b.look(b.tables[i], chunk[f.Operands[0]:], target)
+			case f.Log1p && f.Scale == 1 && isCount(f.Op) && b.counts(chunk[f.Operands[0]:], target):
 			default:
 				b.values(f, chunk, column[:n])
-				for row := range n {
-					target[row*width] = finish(f, column[row])
+				finish(f, column[:n])
+				for row, to := 0, 0; row < n; row, to = row+1, to+width {
+					target[to] = float32(column[row])
 				}
 			}
 		}
 	}
 }
 
-// isInteger is true for operators that give a word of the raw input as it is.
-func isInteger(op plan.Op) bool {
-	return op == plan.OpValue || op == plan.OpCount || op == plan.OpSum || op == plan.OpMax || op == plan.OpPresent
+// finish scales operators' values, and takes their logarithms if the feature wants it.
+func finish(f *plan.Feature, column []float64) {
+	if f.Scale != 1 {
+		for i := range column {
+			column[i] *= f.Scale
+		}
+	}
+	if f.Log1p {
+		log1pAll(column)
+	}
 }
 
-// count fills every width-th place of target from a table by the bits set in every rawWords-th word of raw.
-func (b *Builder) count(table *[bitmapBits + 1]float32, raw []int64, target []float32) {
+// look fills every width-th place of target from a table by the bits set in every rawWords-th word of raw.
+func (b *Builder) look(table *[bitmapBits + 1]float32, raw []int64, target []float32) {
 	for at, to := 0, 0; to < len(target); at, to = at+b.rawWords, to+len(b.features) {
 		target[to] = table[bits.OnesCount64(uint64(raw[at]))]
 	}
 }
 
-// integerLogs does the same with log(1 + x).
-func (b *Builder) integerLogs(raw []int64, target []float32) {
+// isCount is true for operators that give a small integer, nearly always.
+func isCount(op plan.Op) bool {
+	return op == plan.OpCount || op == plan.OpValue || op == plan.OpPresent
+}
+
+// counts fills target with log(1 + x) of small integers, by table; false if one of them is not small.
+func (b *Builder) counts(raw []int64, target []float32) bool {
 	for at, to := 0, 0; to < len(target); at, to = at+b.rawWords, to+len(b.features) {
-		if x := raw[at]; uint64(x) < log1pInts {
-			target[to] = log1pOfInt[x]
-		} else {
-			target[to] = float32(log1p(float64(x)))
+		if uint64(raw[at]) >= log1pInts {
+			return false
 		}
+		target[to] = log1pOfInt[raw[at]]
 	}
+	return true
 }
 
 // values fills column with what the feature's operator gives for each row of raw. The loops stand inside the cases: one
