@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 import uvloop
 
-from loadgen.bench.http import HttpOptions, HttpResult, run_http
+from loadgen.bench.arms import ARMS, parse_arms
+from loadgen.bench.http import run_http
+from loadgen.bench.http_page import http_page, process_table, rates_table
+from loadgen.bench.http_result import HttpOptions
 from loadgen.bench.memory import MemoryOptions, MemoryResult, run_memory
 from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, print_table, say, write
 from loadgen.page import Cell, Figure, Table, machine_table, page
@@ -38,12 +41,14 @@ def http(
     batch_rows: Annotated[int, typer.Option(min=1, max=10_000, help="Events per batch.")] = 256,
     cards: Annotated[int, typer.Option(min=1, help="Cards that events are drawn from.")] = 10_000,
     zipf: Annotated[float, typer.Option(min=0, help="Exponent of the draw; 0 is uniform.")] = 0.0,
+    arms: Annotated[str, typer.Option(help="Servers to measure; ratios need bare aiohttp among them.")] = ",".join(ARMS),
+    starts: Annotated[int, typer.Option(min=1, help="Starts of each server; the time to ready is their median.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
     settings: Settings = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
-    """Single events and batches per second, beside a bare aiohttp handler in the same run."""
+    """Single events and batches per second: the service with each scorer and weir-go, beside a bare aiohttp handler."""
     with one_line_errors("http"):
         options = HttpOptions(
             rounds=1 if quick else rounds,
@@ -55,15 +60,20 @@ def http(
             cards=min(cards, 1_000) if quick else cards,
             zipf=zipf,
             settings=tuple(settings or ()),
+            arms=parse_arms(arms),
+            starts=1 if quick else starts,
         )
         result = uvloop.run(run_http(options, say))
-        columns, rows = _http_table(result)
-        draw = f"Zipf {zipf:g}" if zipf else "uniform"
-        print_table(f"{options.cards:,} cards, {draw}; medians of {options.rounds}", columns, rows)
+        print_table(*rates_table(result))
+        typer.echo()
+        print_table(*process_table(result))
+        typer.echo("What this does not show:")
+        for caveat in result.caveats:
+            typer.echo(f"- {caveat}")
         for cell in result.cells:
             if cell.errors:
                 say(f"{cell.arm}, {cell.mode}, {cell.connections}: {cell.errors} errors, first {cell.error_example}")
-        write(result, json_out, html_out, _http_page(result))
+        write(result, json_out, html_out, http_page(result))
     if any(cell.errors for cell in result.cells):
         raise typer.Exit(1)
 
@@ -82,54 +92,6 @@ def memory(
         columns, rows = _memory_table(result)
         print_table("MiB resident, seconds to ready", columns, rows)
         write(result, json_out, html_out, _memory_page(result))
-
-
-def _http_table(result: HttpResult) -> tuple[Sequence[str], list[Sequence[Cell]]]:
-    columns = ("mode", "conn.", "arm", "events/s", "of bare", "p50 µs", "p99 µs", "p99.9 µs", "CPU µs/req.",
-               "server core", "client core")  # fmt: skip
-    rows: list[Sequence[Cell]] = [
-        (c.mode, c.connections, c.arm, c.rows_per_s, c.ratio_to_bare, c.p50_us, c.p99_us, c.p99_9_us,
-         c.server_cpu_us_per_request, c.server_cpu_share, c.client_cpu_share)
-        for c in result.cells
-    ]  # fmt: skip
-    return columns, rows
-
-
-def _http_page(result: HttpResult) -> str:
-    columns, rows = _http_table(result)
-    singles = [cell for cell in result.cells if cell.mode == "http"]
-    batches = [cell for cell in result.cells if cell.mode == "batch"]
-    top = max((c for c in singles if c.arm == "weir"), key=lambda c: c.connections)
-    facts = [
-        (f"requests per second, {top.connections} connections", f"{top.requests_per_s:,.0f}"),
-        ("of the bare handler", f"{top.ratio_to_bare:.2f}" if top.ratio_to_bare else "–"),
-    ]
-    weir_batches = [c.rows_per_s for c in batches if c.arm == "weir"]
-    if weir_batches:
-        facts.append((f"events per second, batches of {result.options.batch_rows}", f"{max(weir_batches):,.0f}"))
-    figures: list[tuple[str, str, Figure]] = [
-        ("Requests per second", "single events, by connections", _rates(singles, "requests_per_s")),
-        ("Events per second", "batches, by connections", _rates(batches, "rows_per_s")),
-        ("99th percentile", "µs, single events, by connections", _rates(singles, "p99_us")),
-    ]
-    tables: list[Table] = [("Medians of the rounds", columns, rows), machine_table(result.machine)]
-    lead = (
-        f"{result.options.rounds} interleaved rounds of {result.options.measure_s:g} s on {result.created}. Servers on "
-        f"core {result.server_core}, client on core {result.client_core}. Weir was ready in {result.weir_ready_s:.2f} s."
-    )
-    return page("Weir bench http", lead, facts, figures, tables, result.caveats)
-
-
-def _rates(cells: Sequence[object], field: str) -> Figure:
-    colours = {"null": "@d", "bare aiohttp": "@b", "weir": "@a"}
-    data = []
-    for arm, colour in colours.items():
-        of_arm = [cell for cell in cells if getattr(cell, "arm", "") == arm]
-        if of_arm:
-            x = [str(getattr(cell, "connections", "")) for cell in of_arm]
-            y = [getattr(cell, field) for cell in of_arm]
-            data.append({"type": "bar", "name": arm, "x": x, "y": y, "marker": {"color": colour}})
-    return {"data": data, "layout": {"barmode": "group", "xaxis": {"type": "category"}, "yaxis": {"rangemode": "tozero"}}}
 
 
 def _memory_table(result: MemoryResult) -> tuple[Sequence[str], list[Sequence[Cell]]]:

@@ -1,11 +1,11 @@
-"""Requests per second beside a bare aiohttp handler and a null server, all in one run, interleaved, medians of rounds.
+"""Requests per second of the service with each scorer and of weir-go, beside a bare aiohttp handler and a null server.
 
-One core for the servers, another for the client; a server that is not being measured is paused, so its background work
-(write-behind) is charged to its own measurements. Every event is new; the profiles of all cards are in L1 beforehand.
+All in one run, interleaved, medians of rounds; the arm that begins a round changes. One core for the servers, another for the
+client; a server that is not being measured is paused, so its background work (write-behind) is charged to its own measurements.
+Every event is new; every arm gets the same stream of them; the profiles of all cards are in L1 beforehand.
 """
 
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,93 +14,63 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.bench.children import BenchError, Child, add_key, pinned, script, start_weir
+from loadgen.bench.arms import ARMS, BARE, NULL, WEIR_ARMS, WEIR_GO, missing_arm, settings_by_arm, start_arm
+from loadgen.bench.children import BenchError, Child, add_key, pinned
 from loadgen.bench.closed_loop import ClosedLoop, Sample
+from loadgen.bench.http_result import Cell, HttpOptions, HttpResult, Process, busiest_single, make_cells, median
 from loadgen.bench.payloads import Payloads
 from loadgen.sender import Client, SendError, Target
-from models.machine import Machine, machine
+from models.machine import machine
 
-ARMS = ("null", "bare aiohttp", "weir")
 TOUCH_ROWS = 256  # cards per batch when the profiles are made
+SHARE_MIN = 0.8  # of a core; at most connections a closed loop fills the server's or the client's, if nobody else is on it
 
 
-class HttpOptions(msgspec.Struct, frozen=True):
-    """What is measured, and for how long."""
+class _Start(msgspec.Struct):
+    """A server that has just become ready."""
 
-    rounds: int = 5
-    measure_s: float = 2.0
-    warm_s: float = 0.5
-    connections: tuple[int, ...] = (1, 10, 64)
-    batch_connections: tuple[int, ...] = (1, 4)
-    batch_rows: int = 256
-    cards: int = 10_000
-    zipf: float = 0.0
-    settings: tuple[str, ...] = ()
-
-
-class Cell(msgspec.Struct):
-    """One arm, mode and number of connections: medians over the rounds, and the range of the rate."""
-
-    arm: str
-    mode: str
-    connections: int
-    requests_per_s: float
-    requests_per_s_min: float
-    requests_per_s_max: float
-    rows_per_s: float
-    p50_us: float
-    p99_us: float
-    p99_9_us: float
-    server_cpu_us_per_request: float
-    server_cpu_share: float
-    client_cpu_share: float
-    ratio_to_bare: float | None
-    errors: int
-    error_example: str
-    samples: list[Sample]
-
-
-class HttpResult(msgspec.Struct):
-    """What --json writes."""
-
-    kind: str
-    created: str
-    options: HttpOptions
-    machine: Machine
-    server_core: int | None
-    client_core: int | None
-    weir_ready_s: float
-    cells: list[Cell]
-    caveats: list[str]
+    child: Child
+    key: str
+    memory_mb: float
 
 
 class _Arm(msgspec.Struct):
-    child: Child
+    """The last start of an arm is the one that is measured."""
+
+    starts: list[_Start]
     target: Target
     payloads: Payloads
 
+    @property
+    def child(self) -> Child:
+        return self.starts[-1].child
+
 
 async def run_http(options: HttpOptions, say: Callable[[str], None]) -> HttpResult:
-    """Start the three servers, measure, stop them. Raises BenchError."""
+    """Start the servers, measure, stop them. Raises BenchError."""
+    names, skipped = _present(options, say)
+    settings, unknown = settings_by_arm(names, options.settings)
     cores = sorted(os.sched_getaffinity(0))
     server_core, client_core = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-bench-")))
-        arms = _start(options, work, server_core, stack)
+        arms = _start(options, settings, work, server_core, stack, say)
         stack.enter_context(pinned(client_core))
-        await _touch(arms["weir"], options.cards)
-        for arm in arms.values():
-            arm.child.pause()
+        for name, arm in arms.items():
+            if name in WEIR_ARMS:
+                await _touch(arm, options.cards)
         samples: dict[tuple[str, str, int], list[Sample]] = {}
         for number in range(options.rounds):
             say(f"round {number + 1} of {options.rounds}")
+            first = number % len(names)
             for mode, connections in _plan(options):
-                for name, arm in arms.items():
-                    if mode == "batch" and name == "null":
+                # What one arm leaves to the kernel (dirty pages, say) must not always meet the same next one.
+                for name in names[first:] + names[:first]:
+                    if mode == "batch" and name == NULL:
                         continue
-                    sample = await _measure(arm, mode, connections, options)
+                    sample = await _measure(arms[name], mode, connections, options)
                     samples.setdefault((name, mode, connections), []).append(sample)
-        cells = _cells(samples)
+        cells = make_cells(samples)
         return HttpResult(
             kind="bench http",
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -108,41 +78,72 @@ async def run_http(options: HttpOptions, say: Callable[[str], None]) -> HttpResu
             machine=machine(),
             server_core=server_core,
             client_core=client_core,
-            weir_ready_s=round(arms["weir"].child.ready_s, 3),
             cells=cells,
-            caveats=_caveats(options, cells, pinned_apart=server_core is not None),
+            processes=[_process(name, arm, cells) for name, arm in arms.items()],
+            skipped=skipped,
+            settings_not_in_weir_go=unknown,
+            caveats=make_caveats(options, cells, skipped, unknown, pinned_apart=server_core is not None),
         )
 
 
-def _start(options: HttpOptions, work: Path, core: int | None, stack: ExitStack) -> dict[str, _Arm]:
-    data_dir = work / "data"
-    data_dir.mkdir()
-    key = add_key(data_dir)
-    arms = {}
-    for name in ARMS:
-        with pinned(core):
-            if name == "weir":
-                child = start_weir(data_dir, work, options.settings)
+def _present(options: HttpOptions, say: Callable[[str], None]) -> tuple[list[str], dict[str, str]]:
+    """The arms that can run here, in order, and why the others cannot."""
+    reasons = {name: missing_arm(name) for name in ARMS if name in options.arms}
+    skipped = {name: reason for name, reason in reasons.items() if reason is not None}
+    for name, reason in skipped.items():
+        say(f"{name} is left out: {reason}")
+    names = [name for name in reasons if name not in skipped]
+    if not names:
+        raise BenchError("no arm is left to measure: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
+    return names, skipped
+
+
+def _start(
+    options: HttpOptions,
+    settings: dict[str, tuple[str, ...]],
+    work: Path,
+    core: int | None,
+    stack: ExitStack,
+    say: Callable[[str], None],
+) -> dict[str, _Arm]:
+    """Each server `starts` times, in turn, with an empty directory; the last ones stay, paused."""
+    starts: dict[str, list[_Start]] = {name: [] for name in settings}
+    for number in range(options.starts):
+        say(f"start {number + 1} of {options.starts}")
+        for name, of_arm in starts.items():
+            data_dir = work / f"{name}-{number}"
+            data_dir.mkdir()
+            key = add_key(data_dir) if name in WEIR_ARMS else "none"
+            with pinned(core):
+                child = start_arm(name, data_dir, work, settings[name])
+            stack.callback(child.stop)
+            of_arm.append(_Start(child, key, child.memory_mb()[0]))
+            if number + 1 < options.starts:
+                child.stop()
             else:
-                child = Child(name, script("null_server" if name == "null" else "bare_aiohttp"), work)
-        stack.callback(child.stop)
-        target = Target.parse(child.url, key)
-        arms[name] = _Arm(child, target, Payloads(target, options.cards, options.zipf, batch_rows=options.batch_rows))
+                child.pause()
+    arms = {}
+    for name, of_arm in starts.items():
+        target = Target.parse(of_arm[-1].child.url, of_arm[-1].key)
+        arms[name] = _Arm(of_arm, target, Payloads(target, options.cards, options.zipf, batch_rows=options.batch_rows))
     return arms
 
 
 async def _touch(arm: _Arm, n_cards: int) -> None:
     """Give every card (and its device and address) a profile."""
+    arm.child.resume()
     client = Client(arm.target, 60.0)
     try:
         for start in range(0, n_cards, TOUCH_ROWS):
             reply = await client.request(arm.payloads.each_card(start, min(start + TOUCH_ROWS, n_cards)))
             if reply.status != 200 or b'"status":' in reply.body:
-                raise BenchError(f"weir refused the first events: {reply.status} {reply.body[:400]!r}")
+                raise BenchError(f"{arm.child.name} refused the first events: {reply.status} {reply.body[:400]!r}")
     except SendError as error:
-        raise BenchError(f"weir: {error}") from error
+        raise BenchError(f"{arm.child.name}: {error}") from error
     finally:
         client.close()
+        if arm.child.alive():
+            arm.child.pause()
 
 
 def _plan(options: HttpOptions) -> list[tuple[str, int]]:
@@ -159,51 +160,55 @@ async def _measure(arm: _Arm, mode: str, connections: int, options: HttpOptions)
             arm.child.pause()
 
 
-def _cells(samples: dict[tuple[str, str, int], list[Sample]]) -> list[Cell]:
-    cells = []
-    for (arm, mode, connections), of_cell in samples.items():
-        rates = [sample.requests_per_s for sample in of_cell]
-        bare = samples.get(("bare aiohttp", mode, connections))
-        # Paired by round: a slow minute of the machine hits both sides of a ratio.
-        ratios = [s.requests_per_s / b.requests_per_s for s, b in zip(of_cell, bare or [], strict=False)]
-        cells.append(
-            Cell(
-                arm=arm,
-                mode=mode,
-                connections=connections,
-                requests_per_s=statistics.median(rates),
-                requests_per_s_min=min(rates),
-                requests_per_s_max=max(rates),
-                rows_per_s=_median([s.rows_per_s for s in of_cell]),
-                p50_us=_median([s.latency_us.p50 for s in of_cell]),
-                p99_us=_median([s.latency_us.p99 for s in of_cell]),
-                p99_9_us=_median([s.latency_us.p99_9 for s in of_cell]),
-                server_cpu_us_per_request=_median([s.server_cpu_us_per_request for s in of_cell]),
-                server_cpu_share=_median([s.server_cpu_share for s in of_cell]),
-                client_cpu_share=_median([s.client_cpu_share for s in of_cell]),
-                ratio_to_bare=round(statistics.median(ratios), 3) if ratios else None,
-                errors=sum(s.errors for s in of_cell),
-                error_example=next((s.error_example for s in of_cell if s.error_example), ""),
-                samples=of_cell,
-            )
-        )
-    return sorted(cells, key=lambda c: (c.mode != "http", c.connections, ARMS.index(c.arm)))
+def _process(name: str, arm: _Arm, cells: list[Cell]) -> Process:
+    ready = [start.child.ready_s for start in arm.starts]
+    memory_end, memory_max = arm.child.memory_mb()
+    busiest = busiest_single(cells, name)
+    return Process(
+        arm=name,
+        ready_s=median(ready),
+        starts_s=[round(seconds, 3) for seconds in ready],
+        memory_start_mb=round(median([start.memory_mb for start in arm.starts]), 1),
+        memory_end_mb=round(memory_end, 1),
+        memory_max_mb=round(memory_max, 1),
+        events=arm.payloads.n_events,
+        connections=busiest.connections,
+        cpu_us_per_request=busiest.server_cpu_us_per_request,
+    )
 
 
-def _median(values: list[float] | list[int]) -> float:
-    return round(float(statistics.median(values)), 3)
-
-
-def _caveats(options: HttpOptions, cells: list[Cell], *, pinned_apart: bool) -> list[str]:
+def make_caveats(
+    options: HttpOptions, cells: list[Cell], skipped: dict[str, str], unknown: list[str], *, pinned_apart: bool
+) -> list[str]:
+    """What the numbers of this run do not show."""
     draw = f"Zipf with exponent {options.zipf:g}" if options.zipf else "uniform"
+    measured = {cell.arm for cell in cells}
     caveats = [
         "All threads of a server share one core; on more cores the service's background work would run beside it.",
         f"{options.cards:,} cards, drawn {draw}; every profile is in L1, no L3, no fraud labels, loopback, no TLS.",
         "A closed loop: it shows capacity, and latency at full load, not latency at a given arrival rate.",
-        "The bare handler checks no key, keeps no state, writes no journal: it is a ceiling, not a rival.",
+        "Every server answered as much as it could: memory after the run is after as many events as its row says.",
+        "Resident memory counts shared pages of libraries and mapped files too.",
     ]
+    if BARE in measured:
+        caveats.append("The bare handler checks no key, keeps no state, writes no journal: it is a ceiling, not a rival.")
+    if WEIR_GO in measured:
+        caveats.append("weir-go has no traces, lists, switches of tiers or console; these requests ask for none of them.")
+    if unknown:
+        caveats.append(f"weir-go ran without {', '.join(unknown)}: it does not know the setting.")
+    caveats += [f"{name} was left out: {reason}." for name, reason in skipped.items()]
     if not pinned_apart:
         caveats.append("Only one core was usable: client and server took turns on it; compare nothing but ratios.")
-    if any(cell.arm != "null" and cell.client_cpu_share > 0.9 for cell in cells):
+    crowded = [name for name in measured if name != NULL and _is_crowded(busiest_single(cells, name))]
+    if crowded:
+        names = ", ".join(sorted(crowded, key=ARMS.index))
+        caveats.append(
+            f"Neither server nor client had its core to itself ({names}): other processes ran; do not compare rates."
+        )
+    if any(cell.arm != NULL and cell.client_cpu_share > 0.9 for cell in cells):
         caveats.append("In some rows the client used over 90 % of its core: the server may have had more to give.")
     return caveats
+
+
+def _is_crowded(cell: Cell) -> bool:
+    return max(cell.server_cpu_share, cell.client_cpu_share) < SHARE_MIN
