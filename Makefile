@@ -60,8 +60,8 @@ test-go: setup go  ## vet and test the Go module, with the race detector; skippe
 
 fuzz-go: setup go  ## fuzz the parsers of plans and profiles, a minute each
 	cd gocore && go=$$(../$(BIN)/python -m gocore.build --print-go) && \
-		$$go test -run '^$$' -fuzz FuzzParse -fuzztime 60s ./internal/plan && \
-		$$go test -run '^$$' -fuzz FuzzProfile -fuzztime 60s ./internal/advance
+		$$go test -run '^$$' -fuzz FuzzParse -fuzztime 60s -fuzzminimizetime 10x ./internal/plan && \
+		$$go test -run '^$$' -fuzz FuzzProfile -fuzztime 60s -fuzzminimizetime 10x ./internal/advance
 
 fmt: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .

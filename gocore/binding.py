@@ -2,7 +2,8 @@
 
 One core per process, loaded once and never unloaded, after any fork: a child that forked later gets CoreForked from every call
 instead of a hang, as a Go runtime's threads do not survive a fork. Buffers stay ours: whoever binds an arena keeps it alive.
-Faulthandler, if wanted, is enabled before the library loads, so that Go passes on the signals that are not its own.
+Faulthandler, if wanted, is enabled before the library loads: Go then passes on faults of C code and what else is not its own. A
+SIGSEGV, SIGBUS or SIGFPE that somebody sends while a thread is inside Go ends the process with Go's dump instead.
 
 Cost: a call from Python into Go and back 0.6 µs.
 """

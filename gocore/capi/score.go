@@ -161,7 +161,11 @@ func weir_submit(model, arena C.uint64_t, first, n C.int64_t, flags C.uint32_t, 
 			return fmt.Errorf("a submitted call runs, or was not collected: %w", score.ErrBusy)
 		}
 		b.job = job{state: running}
-		return hand(submission{b, m, int(first), int(n), score.Flags(flags), int(eventFD)})
+		err = hand(submission{b, m, int(first), int(n), score.Flags(flags), int(eventFD)})
+		if err != nil {
+			b.job = job{}
+		}
+		return err
 	}())
 }
 

@@ -33,16 +33,16 @@ func init() {
 // float32 has 2^-24. The logarithm stands in the loop (inlined), so that those of several rows are on their way at once.
 func log1pAll(column []float64) {
 	for i, x := range column {
-		if x < 1.0/16 {
-			column[i] = log1pSmall(x)
-		} else {
+		if x >= 1.0/16 && x <= math.MaxFloat64 {
 			column[i] = logarithm(1 + x)
+		} else {
+			column[i] = log1pRare(x)
 		}
 	}
 }
 
-// log1pSmall is for x below 1/16, where 1 + x would drop digits of x that the result still needs.
-func log1pSmall(x float64) float64 {
+// log1pRare is for x below 1/16, where 1 + x would drop digits of x that the result still needs, and for the infinite.
+func log1pRare(x float64) float64 {
 	if x <= 0 {
 		return x
 	}

@@ -48,8 +48,8 @@ func TestLog1p_Grid_RelativeErrorBelow2ToMinus36(t *testing.T) {
 	}
 }
 
-func TestLog1p_NotPositive_IsItself(t *testing.T) {
-	for _, x := range []float64{0, -1e-300, -0.5, -1, -2, -1e18} {
+func TestLog1p_NotPositiveOrInfinite_IsItself(t *testing.T) {
+	for _, x := range []float64{0, -1e-300, -0.5, -1, -2, -1e18, math.Inf(1)} {
 		if got := log1pOf(x); got != x {
 			t.Errorf("log1p(%v) = %v, want %v", x, got, x)
 		}
