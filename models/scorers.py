@@ -1,7 +1,8 @@
 """Which scoring engines there are, and how to open one.
 
-Each is imported when it is first opened: a service that scores with `go` alone never loads onnxruntime's Python side, and one that
-scores with `onnx` alone no Go. Both together hold 30 MB more than either, and either about the same (docs/results/scorers.md).
+Each is imported when it is first opened: a service that scores with `go` alone never loads onnxruntime's Python side, and one
+that scores with `onnx` alone no Go. Both together hold 30 MB more than one; one holds as much as the other
+(docs/results/scorers.md).
 """
 
 import importlib
@@ -16,13 +17,17 @@ from models.scorer import ModelError, Scorer
 NAMES: Final = ("go", "onnx")
 
 
+class ScorerMissing(ModelError):
+    """The engine cannot be used on this machine, whatever the model."""
+
+
 def missing_scorer(name: str) -> str | None:
     """Why the engine cannot be used here, or None if it can. Looks at files only."""
     return missing_core() if name == "go" else None
 
 
 def open_scorer(name: str, plan: Plan, model_file: Path) -> Scorer:
-    """The engine `name` with the model in `model_file`. Raises ModelError: no such engine here, or not a model of this plan."""
+    """The engine `name` with the model in `model_file`. Raises ScorerMissing, or ModelError if it is no model of this plan."""
     assert name in NAMES
     try:
         if name == "go":
@@ -30,5 +35,5 @@ def open_scorer(name: str, plan: Plan, model_file: Path) -> Scorer:
         else:
             scorer = importlib.import_module("models.onnx_scorer").OnnxScorer(plan, model_file)
     except GoCoreError as error:
-        raise ModelError(f"the {name} scorer cannot be used: {error}; use --scorer onnx") from None
+        raise ScorerMissing(f"the {name} scorer cannot be used: {error}; use --scorer onnx") from None
     return scorer

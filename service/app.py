@@ -22,7 +22,7 @@ from features.plan import Plan, compile_plan
 from features.spec import load_spec
 from models.card import ARTIFACTS, MODEL_FILE, ModelCard, load_card
 from models.scorer import ModelError, Scorer
-from models.scorers import missing_scorer, open_scorer
+from models.scorers import ScorerMissing, missing_scorer, open_scorer
 from service.auth import KEY_FILE, KeyRing
 from service.bloom_cover import cover_events, cover_profiles
 from service.clock import Clock
@@ -138,10 +138,20 @@ def load_model(settings: Settings) -> tuple[Plan, ModelCard, Scorer]:
     directory = model_directory(settings, plan)
     card = load_card(directory)
     card.check(plan)
-    name = settings.scorer
-    if name == "auto":
-        name = "go" if missing_scorer("go") is None else "onnx"
-    return plan, card, open_scorer(name, plan, directory / MODEL_FILE)
+    return plan, card, _open_scorer(settings.scorer, plan, directory / MODEL_FILE)
+
+
+def _open_scorer(name: str, plan: Plan, model_file: Path) -> Scorer:
+    """The engine that is asked for; with "auto", go if its library is there and works, else onnx. Raises ModelError."""
+    if name != "auto":
+        return open_scorer(name, plan, model_file)
+    if missing_scorer("go") is not None:
+        return open_scorer("onnx", plan, model_file)
+    try:
+        return open_scorer("go", plan, model_file)
+    except ScorerMissing as error:
+        log.warning("scoring with onnx", problem=str(error))
+        return open_scorer("onnx", plan, model_file)
 
 
 def model_directory(settings: Settings, plan: Plan) -> Path:

@@ -55,7 +55,7 @@ def run_checks(settings: Settings) -> Iterator[Check]:
             yield _package(package, "bad" if needed else "absent", f"pip install 'weir[{extra}]'")
     yield _go()
     yield _c_compiler()
-    yield _go_core()
+    yield _go_core(settings.scorer)
     yield _data_dir(settings.data_dir)
     yield _port(settings.server.host, settings.server.port)
     yield _open_files()
@@ -87,11 +87,13 @@ def _c_compiler() -> Check:
     return Check("c compiler", "ok", compiler)
 
 
-def _go_core() -> Check:
+def _go_core(scorer: str) -> Check:
     """The library of the go scorer: there, loadable, of this program's version, with a libonnxruntime that it can use."""
     try:
         core = load_core()
     except GoCoreError as error:
+        if scorer == "go":
+            return Check("go core", "bad", f"{error}, and scorer = go asks for it")
         return Check("go core", "absent", f"{error}; the onnx scorer works without it")
     return Check("go core", "ok", f"ABI {ABI_VERSION}, {LIBRARY.name}, libonnxruntime {core.runtime_version()}")
 

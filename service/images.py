@@ -15,9 +15,10 @@ class Images:
         self._saved = []
         for slab, column in zip(slabs, slots.T, strict=True):
             used = column[column >= 0]
-            self._saved.append((slab, used, slab.words[used]))
+            self._saved.append((slab, used, slab.words[used], slab.late_dropped.copy()))
 
     def restore(self) -> None:
         """Put every profile back as it was."""
-        for slab, slots, words in self._saved:
+        for slab, slots, words, late_dropped in self._saved:
             slab.words[slots] = words
+            slab.late_dropped[:] = late_dropped

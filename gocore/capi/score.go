@@ -8,6 +8,8 @@ import (
 	"sync"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"weir/gocore/internal/ort"
 	"weir/gocore/internal/profile"
 	"weir/gocore/internal/score"
@@ -61,7 +63,11 @@ func bind(handle uint64, memory *C.weir_arena) (*score.Arena, error) {
 	n := int(memory.rows)
 	var slabs []*profile.Slab
 	for i, slab := range unsafe.Slice(memory.slabs, len(p.Kinds)) {
-		view, err := profile.View(&p.Kinds[i], slab.base, int64(slab.stride), int64(slab.capacity), unsafe.Pointer(slab.late_dropped))
+		late, err := wordsAt(slab.late_dropped, slab.n_late_dropped, p.Kinds[i].Name+": late_dropped")
+		if err != nil {
+			return nil, err
+		}
+		view, err := profile.View(&p.Kinds[i], slab.base, int64(slab.stride), int64(slab.capacity), late)
 		if err != nil {
 			return nil, err
 		}
@@ -69,40 +75,63 @@ func bind(handle uint64, memory *C.weir_arena) (*score.Arena, error) {
 	}
 	var rows score.Rows
 	for _, side := range []struct {
-		name    string
-		pointer *C.int64_t
-		stride  C.int64_t
-		width   int
-		words   *[]int64
-		in      *int
+		name   string
+		memory C.weir_rows
+		words  *[]int64
+		stride *int
 	}{
-		{"lsns", memory.lsns, memory.lsn_stride, 1, &rows.LSNs, &rows.LSNStride},
-		{"slots", memory.slots, memory.slot_stride, len(p.Kinds), &rows.Slots, &rows.SlotStride},
-		{"columns", memory.columns, memory.column_stride, 11, &rows.Columns, &rows.ColumnStride},
+		{"lsns", memory.lsns, &rows.LSNs, &rows.LSNStride},
+		{"slots", memory.slots, &rows.Slots, &rows.SlotStride},
+		{"columns", memory.columns, &rows.Columns, &rows.ColumnStride},
 	} {
-		if *side.words, err = wordsAt(side.pointer, side.stride, n, side.width, side.name); err != nil {
+		if side.memory.stride%8 != 0 || side.memory.stride < 8 {
+			return nil, fmt.Errorf("%w: %s: a stride of %d bytes, which is no multiple of 8 from 8 on", errArgument, side.name, int64(side.memory.stride))
+		}
+		*side.stride = int(side.memory.stride / 8)
+		if *side.words, err = wordsAt(side.memory.start, side.memory.size/8, side.name); err != nil {
 			return nil, err
 		}
-		*side.in = int(side.stride / 8)
 	}
-	if memory.vectors == nil || memory.risk == nil {
-		return nil, fmt.Errorf("vectors or risk: %w", errNull)
+	vectors, err := floatsAt(memory.vectors, memory.n_vectors, "vectors")
+	if err != nil {
+		return nil, err
 	}
-	vectors := unsafe.Slice((*float32)(memory.vectors), n*len(p.Features))
-	return score.Bind(p, slabs, n, rows, vectors, unsafe.Slice((*float32)(memory.risk), n))
+	risk, err := floatsAt(memory.risk, memory.n_risk, "risk")
+	if err != nil {
+		return nil, err
+	}
+	return score.Bind(p, slabs, n, rows, vectors, risk)
 }
 
-// wordsAt is n rows of width words, stride bytes apart, in the caller's memory.
-func wordsAt(pointer *C.int64_t, stride C.int64_t, n, width int, what string) ([]int64, error) {
-	switch {
-	case pointer == nil:
-		return nil, fmt.Errorf("%s: %w", what, errNull)
-	case uintptr(unsafe.Pointer(pointer))%8 != 0 || stride%8 != 0:
-		return nil, fmt.Errorf("%w: %s: address or stride %d is no multiple of 8", errArgument, what, int64(stride))
-	case int64(stride) < int64(width)*8 || stride > 1<<19:
-		return nil, fmt.Errorf("%w: %s: a stride of %d bytes, not %d to %d", errArgument, what, int64(stride), width*8, 1<<19)
+// countMax bounds the words or floats of one array.
+const countMax = 1 << 40
+
+// wordsAt is n words of the caller's memory.
+func wordsAt(start *C.int64_t, n C.int64_t, what string) ([]int64, error) {
+	if err := checkArray(unsafe.Pointer(start), int64(n), 8, what); err != nil {
+		return nil, err
 	}
-	return unsafe.Slice((*int64)(unsafe.Pointer(pointer)), (n-1)*int(stride/8)+width), nil
+	return unsafe.Slice((*int64)(unsafe.Pointer(start)), int(n)), nil
+}
+
+// floatsAt is n floats of the caller's memory.
+func floatsAt(start *C.float, n C.int64_t, what string) ([]float32, error) {
+	if err := checkArray(unsafe.Pointer(start), int64(n), 4, what); err != nil {
+		return nil, err
+	}
+	return unsafe.Slice((*float32)(start), int(n)), nil
+}
+
+func checkArray(start unsafe.Pointer, n, width int64, what string) error {
+	switch {
+	case start == nil:
+		return fmt.Errorf("%s: %w", what, errNull)
+	case int64(uintptr(start))%width != 0:
+		return fmt.Errorf("%w: %s: its address is no multiple of %d", errArgument, what, width)
+	case n < 0 || n > countMax:
+		return fmt.Errorf("%w: %s: %d elements, not 0 to %d", errArgument, what, n, int64(countMax))
+	}
+	return nil
 }
 
 //export weir_unbind
@@ -113,10 +142,8 @@ func weir_unbind(handle C.uint64_t) (status C.int32_t) {
 		if err != nil {
 			return err
 		}
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if b.job.state == running { // its thread still writes to the caller's memory
-			return score.ErrBusy
+		if !b.arena.Claim() { // never given back: who found the arena a moment ago is refused from here on
+			return fmt.Errorf("a call works on it: %w", score.ErrBusy)
 		}
 		_, err = arenas.take(uint64(handle))
 		return err
@@ -152,20 +179,24 @@ func weir_submit(model, arena C.uint64_t, first, n C.int64_t, flags C.uint32_t, 
 		if err != nil {
 			return err
 		}
-		if eventFD < 0 {
-			return fmt.Errorf("%w: event descriptor %d", errArgument, int32(eventFD))
+		fd, err := unix.FcntlInt(uintptr(eventFD), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("%w: event descriptor %d: %w", errArgument, int32(eventFD), err)
 		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		if b.job.state != idle {
-			return fmt.Errorf("a submitted call runs, or was not collected: %w", score.ErrBusy)
+		if b.job.state != idle || !b.arena.Claim() {
+			_ = unix.Close(fd) // it was made here, and nothing was written
+			return fmt.Errorf("a call works on it, or a submitted one was not collected: %w", score.ErrBusy)
 		}
 		b.job = job{state: running}
-		err = hand(submission{b, m, int(first), int(n), score.Flags(flags), int(eventFD)})
-		if err != nil {
+		if err := hand(submission{b, m, int(first), int(n), score.Flags(flags), fd}); err != nil {
+			_ = unix.Close(fd)
 			b.job = job{}
+			b.arena.Release()
+			return err
 		}
-		return err
+		return nil
 	}())
 }
 

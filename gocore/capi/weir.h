@@ -10,7 +10,7 @@
 #define WEIR_H
 #include <stdint.h>
 
-#define WEIR_ABI_VERSION 1
+#define WEIR_ABI_VERSION 2
 
 #define WEIR_OK 0
 #define WEIR_PANIC 1
@@ -27,29 +27,35 @@
 #define WEIR_VECTORS 4
 #define WEIR_RISK 8 /* vectors too */
 
-/* Profiles of one kind: capacity blocks of stride bytes. late_dropped: a counter per ring of the kind. */
+/* Profiles of one kind: capacity blocks of stride bytes. late_dropped: a counter per ring of the kind, n_late_dropped of them. */
 typedef struct {
     void *base;
     int64_t stride;
     int64_t capacity;
     int64_t *late_dropped;
+    int64_t n_late_dropped;
 } weir_slab;
 
-/* Memory that is bound once. Row r of lsns, of slots (one per kind, -1: absent) and of columns (11, as in the plan's format)
- * stands r strides of so many bytes after the pointer; all three are int64. Out: vectors float32 (rows, features), risk
- * float32 (rows,), both without gaps. */
+/* Rows of int64 words, stride bytes apart; size bytes in all, from start to the end of the last row. */
+typedef struct {
+    int64_t *start;
+    int64_t stride;
+    int64_t size;
+} weir_rows;
+
+/* Memory that is bound once. Of each row: its LSN, a slot per kind (-1: absent), the event's 11 columns as in the plan's format.
+ * Out: vectors float32 (rows, features) and risk float32 (rows,), without gaps; n_vectors and n_risk count their floats. */
 typedef struct {
     int64_t rows;
     int64_t n_slabs;
     weir_slab *slabs;
-    int64_t *lsns;
-    int64_t *slots;
-    int64_t *columns;
-    int64_t lsn_stride;
-    int64_t slot_stride;
-    int64_t column_stride;
+    weir_rows lsns;
+    weir_rows slots;
+    weir_rows columns;
     float *vectors;
+    int64_t n_vectors;
     float *risk;
+    int64_t n_risk;
 } weir_arena;
 
 /* A tensor: ONNX element type (1 float32, 7 int64, ...), shape, and size bytes of elements, row by row. */
@@ -84,12 +90,15 @@ int32_t weir_model_close(uint64_t model);
 int32_t weir_model_describe(uint64_t model, char *buffer, int64_t size, int64_t *written);
 
 int32_t weir_bind(uint64_t plan, weir_arena *arena, uint64_t *handle);
+
+/* WEIR_BUSY while a call works on it. From then on nothing reads or writes its memory. */
 int32_t weir_unbind(uint64_t arena);
 
 /* Rows [first, first + n) of the arena, in order. model may be 0 unless WEIR_RISK is asked for. */
 int32_t weir_score(uint64_t model, uint64_t arena, int64_t first, int64_t n, uint32_t flags);
 
-/* The same on a thread of the core: returns at once, adds 1 to event_fd when done. weir_collect then gives the status. */
+/* The same on a thread of the core: returns at once, adds 1 to event_fd when done (a duplicate of it: the caller may close its
+ * own). weir_collect then gives the status; WEIR_BUSY if it still runs. */
 int32_t weir_submit(uint64_t model, uint64_t arena, int64_t first, int64_t n, uint32_t flags, int32_t event_fd);
 int32_t weir_collect(uint64_t arena);
 

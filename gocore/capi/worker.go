@@ -25,27 +25,24 @@ type submission struct {
 // this very thread, where a goroutine would first have to wait for the scheduler, which a thread of the caller's that comes
 // and goes does not hurry (docs/results/scorers.md).
 var worker struct {
-	once  sync.Once
-	err   error
-	wake  int // an eventfd
 	mu    sync.Mutex
+	wake  int // an eventfd; 0 before the first call
 	queue []submission
 }
 
 // hand gives a call to the worker, which is started by the first one.
 func hand(s submission) error {
-	worker.once.Do(func() {
-		worker.wake, worker.err = unix.Eventfd(0, unix.EFD_CLOEXEC)
-		if worker.err == nil {
-			go work()
-		}
-	})
-	if worker.err != nil {
-		return fmt.Errorf("no event descriptor for the worker: %w", worker.err)
-	}
 	worker.mu.Lock()
+	defer worker.mu.Unlock()
+	if worker.wake == 0 {
+		fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+		if err != nil {
+			return fmt.Errorf("no event descriptor for the worker: %w", err)
+		}
+		worker.wake = fd
+		go work(fd)
+	}
 	worker.queue = append(worker.queue, s)
-	worker.mu.Unlock()
 	return signal(worker.wake)
 }
 
@@ -56,11 +53,11 @@ func signal(fd int) error {
 	return err
 }
 
-func work() {
+func work(wake int) {
 	runtime.LockOSThread()
 	var count [8]byte
 	for {
-		if _, err := unix.Read(worker.wake, count[:]); err != nil && err != unix.EINTR {
+		if _, err := unix.Read(wake, count[:]); err != nil && err != unix.EINTR {
 			panic(fmt.Sprintf("reading the worker's event descriptor: %v", err))
 		}
 		worker.mu.Lock()
@@ -78,11 +75,12 @@ func (s *submission) run() {
 	var err error
 	func() {
 		defer recovered(&err)
-		err = s.bound.arena.Run(s.model, s.first, s.n, s.flags)
+		err = s.bound.arena.RunClaimed(s.model, s.first, s.n, s.flags)
 	}()
+	s.bound.arena.Release()
 	s.bound.mu.Lock()
 	s.bound.job = job{finished, err}
 	s.bound.mu.Unlock()
-	// Nobody is there to hear of a failure: a loop that closed its descriptor does not wait any more.
-	_ = signal(s.eventFD)
+	_ = signal(s.eventFD) // it fails only if the caller gave something that takes no 8 bytes, and then nobody waits for them
+	_ = unix.Close(s.eventFD)
 }

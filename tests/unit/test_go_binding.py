@@ -99,11 +99,11 @@ def refused(arena: Arena) -> Iterator[Callable[..., None]]:
 @pytest.mark.parametrize(
     ("first", "n", "flags", "named"),
     [
-        (0, 0, ADVANCE, ("rows 0 to -1", "8")),
+        (0, 0, ADVANCE, ("0 rows", "8")),
         (0, -1, ADVANCE, ("8",)),
-        (0, ROWS + 1, ADVANCE, ("rows 0 to 8", "arena of 8")),
-        (-1, 1, ADVANCE, ("rows -1 to -1",)),
-        (ROWS, 1, ADVANCE, ("rows 8 to 8",)),
+        (0, ROWS + 1, ADVANCE, ("9 rows from row 0", "arena of 8")),
+        (-1, 1, ADVANCE, ("1 rows from row -1",)),
+        (ROWS, 1, ADVANCE, ("1 rows from row 8",)),
         (1, 2**63 - 1, ADVANCE, ("arena of 8",)),
         (0, 1, 0, ("flags 0x0",)),
         (0, 1, VECTORS, ("flags 0x4", "0xf")),
@@ -231,7 +231,8 @@ def test_null_pointers_in_an_arena_are_refused(core: Core, plan: int) -> None:
     arena = make_arena()
     memory, slabs = raw_memory(core, arena)
     handle = core._ffi.new("uint64_t *")
-    for target, name in [(memory, n) for n in ("slabs", "lsns", "slots", "columns", "vectors", "risk")] + [(slabs[2], "base")]:
+    places = [(memory, name) for name in ("slabs", "vectors", "risk")] + [(slabs[2], "base"), (slabs[3], "late_dropped")]
+    for target, name in places + [(getattr(memory, name), "start") for name in ("lsns", "slots", "columns")]:
         kept = getattr(target, name)
         setattr(target, name, core._ffi.NULL)
         with pytest.raises(BadArgument, match="null"):
@@ -247,14 +248,16 @@ def raw_memory(core: Core, arena: Arena) -> tuple[Any, Any]:
     slabs = new("weir_slab[]", len(arena.slabs))
     for target, slab in zip(slabs, arena.slabs, strict=True):
         target.base, target.stride, target.capacity = cast("void *", slab.rows.ctypes.data), slab.kind.size, slab.capacity
-        target.late_dropped = cast("int64_t *", slab.late_dropped.ctypes.data)
+        target.late_dropped, target.n_late_dropped = cast("int64_t *", slab.late_dropped.ctypes.data), slab.late_dropped.size
     memory = new("weir_arena *")
     memory.rows, memory.n_slabs, memory.slabs = arena.rows_max, len(arena.slabs), slabs
     for name in ("lsns", "slots", "columns"):
         array = getattr(arena, name)
-        setattr(memory, name, cast("int64_t *", array.ctypes.data))
-        setattr(memory, f"{name[:-1]}_stride", array.strides[0])
+        rows = getattr(memory, name)
+        rows.start, rows.stride = cast("int64_t *", array.ctypes.data), array.strides[0]
+        rows.size = (len(array) - 1) * array.strides[0] + array[0].nbytes
     memory.vectors, memory.risk = cast("float *", arena.vectors.ctypes.data), cast("float *", arena.risk.ctypes.data)
+    memory.n_vectors, memory.n_risk = arena.vectors.size, arena.risk.size
     return memory, slabs
 
 
@@ -266,12 +269,18 @@ def raw_memory(core: Core, arena: Arena) -> tuple[Any, Any]:
         ("memory", "rows", 2**20 + 1, ("1048577 rows", "1048576")),
         ("memory", "n_slabs", 3, ("3 slabs", "4 kinds")),
         ("memory", "n_slabs", 2**40, ("4 kinds",)),
-        ("memory", "lsn_stride", 0, ("lsns", "stride of 0")),
-        ("memory", "lsn_stride", 12, ("lsns", "stride 12", "multiple of 8")),
-        ("memory", "slot_stride", 24, ("slots", "stride of 24", "32")),
-        ("memory", "column_stride", -128, ("columns", "-128")),
-        ("memory", "column_stride", 80, ("columns", "stride of 80", "88")),
-        ("memory", "column_stride", 2**40, ("columns", str(2**40))),
+        ("memory", "n_vectors", 319, ("319", "320")),
+        ("memory", "n_risk", 7, ("7 for risk", "8")),
+        ("memory", "n_risk", -1, ("risk", "-1")),
+        ("lsns", "stride", 0, ("lsns", "stride of 0")),
+        ("lsns", "stride", 12, ("lsns", "stride of 12", "multiple of 8")),
+        ("slots", "stride", 24, ("slots", "stride of 3 words", "4")),
+        ("columns", "stride", -128, ("columns", "-128")),
+        ("columns", "stride", 80, ("columns", "stride of 10 words", "11")),
+        ("columns", "stride", 2**40, ("columns", "words", str(2**37))),
+        ("columns", "size", 87, ("columns", "10 words", "123")),
+        ("slab", "n_late_dropped", 3, ("card", "3 counters", "4 rings")),
+        ("slab", "n_late_dropped", 2**62, ("late_dropped", str(2**62))),
         ("slab", "stride", 1400, ("card", "stride 1400", "1408")),
         ("slab", "stride", 0, ("stride 0",)),
         ("slab", "capacity", -1, ("capacity -1",)),
@@ -283,7 +292,7 @@ def test_bind_wrong_lengths_and_strides_are_refused(
 ) -> None:
     """What an arena says of its memory is checked against the plan."""
     memory, slabs = raw_memory(core, make_arena())
-    setattr(memory if of == "memory" else slabs[0], name, value)
+    setattr({"memory": memory, "slab": slabs[0]}.get(of) or getattr(memory, of), name, value)
     handle = core._ffi.new("uint64_t *")
     with pytest.raises(BadArgument) as caught:
         core.check(core._lib.weir_bind(plan, memory, handle))
@@ -321,7 +330,7 @@ def test_bind_array_that_is_too_small_or_of_another_type_is_refused(
 def test_bind_plan_of_other_kinds_or_features_is_refused(core: Core) -> None:
     """An arena of one plan is not taken for another, also where only the features are more."""
     handbook = core.load_plan(HANDBOOK.to_bytes())
-    with pytest.raises(BadArgument, match="slots"):
+    with pytest.raises(BadArgument, match="4 slabs, the plan has 2 kinds"):
         core.bind(handbook, make_arena())
     wider = load_spec("cards")
     wider = type(wider)(

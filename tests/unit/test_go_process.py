@@ -21,7 +21,7 @@ from features.slab import Slab
 from features.spec import load_spec
 from gocore import binding, locate
 from gocore.binding import ADVANCE, DRY, RISK, VECTORS, Core, load_core
-from gocore.errors import BadArgument, BadHandle, CoreBusy, CoreMissing, CorePanic, NoRuntime
+from gocore.errors import BadArgument, BadHandle, BadModel, CoreBusy, CoreMissing, CorePanic, NoRuntime
 from gocore.locate import missing_core, onnxruntime_library
 from models.arena import Arena
 from models.card import ARTIFACTS, MODEL_FILE
@@ -170,7 +170,7 @@ def test_message_is_that_of_the_calling_thread(core: Core, arena: Arena) -> None
     other = threading.Thread(target=panic)
     other.start()
     other.join()
-    with pytest.raises(BadArgument, match="rows 0 to 14"):
+    with pytest.raises(BadArgument, match="15 rows from row 0"):
         core.check(status)
 
 
@@ -194,7 +194,7 @@ def test_library_missing_or_none_says_how_to_get_one(tmp_path: Path, monkeypatch
 def test_library_of_another_abi_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that was built for another version of this program is not used."""
     monkeypatch.setattr(binding, "ABI_VERSION", 999)
-    with pytest.raises(CoreMissing, match="ABI version 1, this program 999"):
+    with pytest.raises(CoreMissing, match="ABI version 2, this program 999"):
         Core(locate.LIBRARY)
 
 
@@ -307,7 +307,7 @@ def test_submit_that_fails_says_so_when_it_is_collected(core: Core, arena: Arena
     """Refusals and their messages come out of collect, once; then the arena is free."""
     descriptor = os.eventfd(0)
     before = profiles(arena)
-    for n, flags, named in ((ROWS + 1, ADVANCE, "rows 0 to 8"), (1, 0, "flags 0x0"), (1, ADVANCE | RISK, "no model")):
+    for n, flags, named in ((ROWS + 1, ADVANCE, "9 rows from row 0"), (1, 0, "flags 0x0"), (1, ADVANCE | RISK, "no model")):
         submitted(core, arena, n, descriptor, 0, flags)
         with pytest.raises(BadArgument, match=named):
             core.collect(arena)
@@ -371,7 +371,7 @@ def test_arena_forgotten_while_it_is_worked_on_stays_alive(core: Core, plan: int
 
 
 def test_model_closed_while_a_call_runs_ends_it_whole_or_refused(core: Core, plan: int) -> None:
-    """The batch in flight is finished with the model, or refused with BadHandle; nothing else happens."""
+    """The batch in flight is finished with the model, or ends with BadModel; a later one is refused with BadHandle."""
     model, arena = core.load_model(MODEL.read_bytes(), PLAN.n_features), make_arena(4096, 50)
     core.bind(plan, arena)
     descriptor = os.eventfd(0)
@@ -380,7 +380,7 @@ def test_model_closed_while_a_call_runs_ends_it_whole_or_refused(core: Core, pla
     assert os.eventfd_read(descriptor) == 1
     try:
         core.collect(arena)
-    except BadHandle:
+    except BadModel:
         assert not arena.risk.any()
     else:
         assert arena.risk.any()
@@ -470,3 +470,19 @@ def test_many_threads_on_one_arena_are_served_or_refused(core: Core, plan: int) 
     assert len(outcomes) == 400
     assert "done" in outcomes
     assert not any(slab.rows.any() for slab in arena.slabs)
+
+
+def test_descriptor_closed_after_submit_is_not_written_to(core: Core, plan: int, tmp_path: Path) -> None:
+    """The core signals a duplicate: a file that gets the closed number stays as it is."""
+    arena = make_arena(4096, 50)
+    core.bind(plan, arena)
+    descriptor, kept = os.eventfd(0), None
+    kept = os.dup(descriptor)
+    core.submit(0, arena, 0, 4096, ADVANCE, descriptor)
+    os.close(descriptor)
+    with (tmp_path / "journal").open("w+b") as file:
+        assert os.eventfd_read(kept) == 1
+        core.collect(arena)
+        assert file.fileno() == descriptor
+        assert file.read() == b""
+    os.close(kept)

@@ -50,13 +50,31 @@ def test_doctor_says_what_the_go_core_lacks(monkeypatch: pytest.MonkeyPatch) -> 
     assert "make go" in found["go core"].detail
 
 
+def test_library_that_does_not_load_is_bad_where_it_is_asked_for_and_passed_over_where_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A damaged library, or one of another machine: `go` refuses, doctor says so, `auto` scores with onnx."""
+    library = tmp_path / "libweir.so"
+    library.write_bytes(b"no library")
+    monkeypatch.setattr(locate, "LIBRARY", library)
+    monkeypatch.setattr(binding, "LIBRARY", library)
+    monkeypatch.setattr(binding, "_load_once", binding._load_once.__wrapped__)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_model(load_settings(None, ["scorer=go"]))
+    assert load_model(load_settings(None, ["scorer=auto"]))[2].name == "onnx"
+    for scorer, state in (("go", "bad"), ("auto", "absent"), ("onnx", "absent")):
+        found = {check.name: check.state for check in run_checks(load_settings(None, [f"scorer={scorer}"]))}
+        assert found["go core"] == state
+
+
 def test_model_file_that_is_none_is_refused_by_every_engine(tmp_path: Path) -> None:
     """The message names the file, whichever engine reads it."""
-    broken = tmp_path / "model.onnx"
+    broken, empty = tmp_path / "model.onnx", tmp_path / "empty.onnx"
     broken.write_bytes(b"no model")
+    empty.write_bytes(b"")
     for name in ("onnx", "go"):
         if missing_scorer(name) is None:
-            for path in (broken, tmp_path / "nothing.onnx"):
+            for path in (broken, empty, tmp_path / "nothing.onnx"):
                 with pytest.raises(ModelError, match=path.name):
                     open_scorer(name, PLAN, path)
 
@@ -82,7 +100,7 @@ def test_go_that_is_too_old_is_not_used(
 ) -> None:
     """go.mod says which Go can build the module; an older one on PATH counts as none."""
     go = tmp_path / "go"
-    go.write_text(f"#!/bin/sh\necho {found}\n")
+    go.write_text(f"#!/bin/sh\necho {found}\n" if found else "no program")
     go.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
@@ -97,6 +115,8 @@ def test_build_without_go_exits_with_its_own_code(monkeypatch: pytest.MonkeyPatc
     assert build.main() == build.NOT_POSSIBLE
     assert "no Go" in capsys.readouterr().err
     monkeypatch.setattr(build, "find_go", lambda: "/usr/bin/go")
-    monkeypatch.setenv("CC", "no-such-compiler")
+    for compiler in ("no-such-compiler", "/bin/false"):
+        monkeypatch.setenv("CC", compiler)
+        assert build.c_compiler() is None
     assert build.main() == build.NOT_POSSIBLE
     assert "no C compiler" in capsys.readouterr().err

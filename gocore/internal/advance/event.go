@@ -102,6 +102,7 @@ func apply(kind *plan.Kind, p []int64, event Event, last int64) {
 	header := p[:kind.HeaderWords]
 	header[plan.WLastSeen] = event.Columns[plan.TS]
 	amount := event.Columns[plan.Amount]
+	high, low := square(amount)
 	for i := range kind.Blocks {
 		block := &kind.Blocks[i]
 		words := header[block.Start:block.Stop]
@@ -111,10 +112,8 @@ func apply(kind *plan.Kind, p []int64, event Event, last int64) {
 		case plan.Sum:
 			add(words, amount)
 		case plan.SquaresHigh:
-			high, _ := square(amount)
 			add(words, high)
 		case plan.SquaresLow:
-			_, low := square(amount)
 			add(words, low)
 		case plan.Max:
 			for j := range words {

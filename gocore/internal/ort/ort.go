@@ -51,6 +51,7 @@ func Open(path string) error {
 		return fmt.Errorf("%w: %s: %w", ErrRuntime, path, err)
 	}
 	if err := onnx.DisableTelemetry(); err != nil {
+		err = errors.Join(err, onnx.DestroyEnvironment()) // nothing may run with it on
 		return fmt.Errorf("%w: %s: telemetry stays on: %w", ErrRuntime, path, err)
 	}
 	opened.path = path

@@ -160,7 +160,7 @@ func TestSlab_SlotOutside_PanicsInsteadOfReadingOn(t *testing.T) {
 func TestView_CallersMemory_IsUsedInPlace(t *testing.T) {
 	kind := &kinds(t)[3]
 	memory, late := make([]int64, 3*kind.Words()), make([]int64, len(kind.Rings))
-	slab, err := profile.View(kind, unsafe.Pointer(&memory[0]), int64(kind.Size), 3, unsafe.Pointer(&late[0]))
+	slab, err := profile.View(kind, unsafe.Pointer(&memory[0]), int64(kind.Size), 3, late)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestView_CallersMemory_IsUsedInPlace(t *testing.T) {
 
 func TestView_MemoryThatCannotBe_ErrSlabNamesIt(t *testing.T) {
 	kind := &kinds(t)[3]
-	memory := make([]int64, 2*kind.Words())
+	memory, late := make([]int64, 2*kind.Words()), make([]int64, len(kind.Rings))
 	base, size := unsafe.Pointer(&memory[0]), int64(kind.Size)
 	for name, c := range map[string]struct {
 		base             unsafe.Pointer
@@ -196,13 +196,16 @@ func TestView_MemoryThatCannotBe_ErrSlabNamesIt(t *testing.T) {
 		"capacity unthinkable": {base, size, 1<<63 - 1, "capacity 9223372036854775807"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := profile.View(kind, c.base, c.stride, c.capacity, nil)
+			_, err := profile.View(kind, c.base, c.stride, c.capacity, late)
 			if !errors.Is(err, profile.ErrSlab) || !strings.Contains(err.Error(), c.named) {
 				t.Errorf("%v; want ErrSlab that names %q", err, c.named)
 			}
 		})
 	}
-	if slab, err := profile.View(kind, base, size, 0, nil); err != nil || slab.Capacity != 0 {
+	if _, err := profile.View(kind, base, size, 1, late[:len(late)-1]); !errors.Is(err, profile.ErrSlab) {
+		t.Errorf("a counter too few: %v, want ErrSlab", err)
+	}
+	if slab, err := profile.View(kind, base, size, 0, late); err != nil || slab.Capacity != 0 {
 		t.Errorf("a slab of no profiles: %v", err)
 	}
 }

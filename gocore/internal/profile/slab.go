@@ -31,7 +31,8 @@ func NewSlab(kind *plan.Kind, capacity int) (*Slab, error) {
 		return nil, fmt.Errorf("%d profiles of %d bytes: %w", capacity, kind.Size, err)
 	}
 	_ = unix.Madvise(memory, unix.MADV_NOHUGEPAGE) // a kernel without huge pages refuses it, and has none
-	slab, err := View(kind, unsafe.Pointer(&memory[0]), int64(kind.Size), int64(capacity), nil)
+	late := make([]int64, len(kind.Rings))
+	slab, err := View(kind, unsafe.Pointer(&memory[0]), int64(kind.Size), int64(capacity), late)
 	if err != nil {
 		return nil, err
 	}
@@ -40,8 +41,8 @@ func NewSlab(kind *plan.Kind, capacity int) (*Slab, error) {
 }
 
 // View makes a slab of memory that somebody else owns and keeps: capacity profiles at base, stride bytes apart.
-// lateDropped has a counter per ring, or is nil. All errors wrap ErrSlab.
-func View(kind *plan.Kind, base unsafe.Pointer, stride, capacity int64, lateDropped unsafe.Pointer) (*Slab, error) {
+// lateDropped has a counter per ring. All errors wrap ErrSlab.
+func View(kind *plan.Kind, base unsafe.Pointer, stride, capacity int64, lateDropped []int64) (*Slab, error) {
 	switch {
 	case base == nil:
 		return nil, fmt.Errorf("%s: %w: its pointer is null", kind.Name, ErrSlab)
@@ -51,14 +52,11 @@ func View(kind *plan.Kind, base unsafe.Pointer, stride, capacity int64, lateDrop
 		return nil, fmt.Errorf("%s: %w: stride %d, a profile has %d bytes", kind.Name, ErrSlab, stride, kind.Size)
 	case capacity < 0 || capacity > (1<<46)/stride:
 		return nil, fmt.Errorf("%s: %w: capacity %d is not within 0 to %d", kind.Name, ErrSlab, capacity, (1<<46)/stride)
+	case len(lateDropped) < len(kind.Rings):
+		return nil, fmt.Errorf("%s: %w: %d counters of late events, it has %d rings", kind.Name, ErrSlab, len(lateDropped), len(kind.Rings))
 	}
-	slab := &Slab{Kind: kind, Capacity: int(capacity), words: unsafe.Slice((*int64)(base), capacity*stride/8)}
-	if lateDropped == nil {
-		slab.LateDropped = make([]int64, len(kind.Rings))
-	} else {
-		slab.LateDropped = unsafe.Slice((*int64)(lateDropped), len(kind.Rings))
-	}
-	return slab, nil
+	words := unsafe.Slice((*int64)(base), capacity*stride/8)
+	return &Slab{Kind: kind, Capacity: int(capacity), LateDropped: lateDropped[:len(kind.Rings)], words: words}, nil
 }
 
 // Close unmaps memory that NewSlab mapped; nobody may hold slices of it.

@@ -98,7 +98,7 @@ func Bind(p *plan.Plan, slabs []*profile.Slab, n int, rows Rows, vectors, risk [
 	case len(slabs) != len(p.Kinds):
 		return nil, fmt.Errorf("%w: %d slabs, the plan has %d kinds", ErrArena, len(slabs), len(p.Kinds))
 	case len(vectors) < n*len(p.Features) || len(risk) < n:
-		return nil, fmt.Errorf("%w: room for %d features and %d scores, %d rows need %d and %d", ErrArena, len(vectors), len(risk), n, n*len(p.Features), n)
+		return nil, fmt.Errorf("%w: %d floats for vectors and %d for risk, %d rows need %d and %d", ErrArena, len(vectors), len(risk), n, n*len(p.Features), n)
 	}
 	for _, side := range []struct {
 		name   string

@@ -1,6 +1,7 @@
 package score
 
 import (
+	"errors"
 	"fmt"
 	"unsafe"
 
@@ -35,13 +36,25 @@ const (
 	amountMax = 1<<37 - 1 // base minor units; its square still fits the two words of a ring
 )
 
-// Run works on rows [first, first+n) in order; an entity that comes twice sees itself. model is needed for Risk only.
-// Errors wrap ErrRows or ErrBusy before anything has changed; ort.ErrModel once profiles are advanced.
+// Claim takes the arena for one call; false while another has it. Who has it calls RunClaimed and then Release, or keeps it for
+// ever, which ends the arena's use.
+func (a *Arena) Claim() bool { return a.busy.CompareAndSwap(false, true) }
+
+// Release gives a claimed arena back.
+func (a *Arena) Release() { a.busy.Store(false) }
+
+// Run is RunClaimed on an arena that is free; ErrBusy if it is not.
 func (a *Arena) Run(model *ort.Model, first, n int, flags Flags) error {
-	if !a.busy.CompareAndSwap(false, true) {
+	if !a.Claim() {
 		return ErrBusy
 	}
-	defer a.busy.Store(false)
+	defer a.Release()
+	return a.RunClaimed(model, first, n, flags)
+}
+
+// RunClaimed works on rows [first, first+n) in order; an entity that comes twice sees itself. model is needed for Risk only.
+// Errors wrap ErrRows before anything has changed; ort.ErrModel once profiles are advanced.
+func (a *Arena) RunClaimed(model *ort.Model, first, n int, flags Flags) error {
 	if err := a.check(model, first, n, flags); err != nil {
 		return err
 	}
@@ -57,10 +70,14 @@ func (a *Arena) Run(model *ort.Model, first, n int, flags Flags) error {
 			a.builder.Build(raw, a.Vectors[start*width:])
 		}
 	}
-	if flags&Risk != 0 {
-		return model.Score(a.Vectors[first*width:], a.Risk[first:], n)
+	if flags&Risk == 0 {
+		return nil
 	}
-	return nil
+	err := model.Score(a.Vectors[first*width:], a.Risk[first:], n)
+	if errors.Is(err, ort.ErrClosed) { // meanwhile; a handle that was closed before is refused before anything changes
+		return fmt.Errorf("%w: it was closed during the call", ort.ErrModel)
+	}
+	return err
 }
 
 // lane is what a row needs of one kind, laid out for the loop.
@@ -129,7 +146,7 @@ func (a *Arena) ask(row int) {
 func (a *Arena) check(model *ort.Model, first, n int, flags Flags) error {
 	switch {
 	case n < 1 || first < 0 || first > a.Rows-n:
-		return fmt.Errorf("%w: rows %d to %d of an arena of %d", ErrRows, first, first+n-1, a.Rows)
+		return fmt.Errorf("%w: %d rows from row %d on, of an arena of %d", ErrRows, n, first, a.Rows)
 	case flags&^allFlags != 0 || flags&(Advance|Dry) == 0 || flags&(Advance|Dry) == Advance|Dry:
 		return fmt.Errorf("%w: flags %#x: either advance or dry, and no others than %#x", ErrRows, flags, allFlags)
 	case flags&Risk != 0 && model == nil:
@@ -167,10 +184,10 @@ func (a *Arena) checkRow(row int) error {
 
 // Label adds delta frauds to the profile in slot: see advance.Label. It reports whether anything changed.
 func (a *Arena) Label(kind, slot int, ts, delta, lsn int64) (bool, error) {
-	if !a.busy.CompareAndSwap(false, true) {
+	if !a.Claim() {
 		return false, ErrBusy
 	}
-	defer a.busy.Store(false)
+	defer a.Release()
 	switch {
 	case kind < 0 || kind >= len(a.Slabs):
 		return false, fmt.Errorf("%w: kind %d, the plan has %d", ErrRows, kind, len(a.Slabs))

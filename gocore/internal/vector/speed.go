@@ -11,7 +11,7 @@ const (
 	radians  = math.Pi / 180e6 // per millionth of a degree
 	minuteMS = 60_000
 
-	// Angles below it (rad, 640 km) take the first terms of their series: 12 ns less, relative error below 1e-10.
+	// Angles below it (rad; they are half of the way, so up to 1,270 km) take the first terms of their series: 12 ns less, relative error below 1e-10.
 	smallAngle = 0.1
 )
 

@@ -127,8 +127,14 @@ func (b *Builder) values(f *plan.Feature, raw []int64, column []float64) {
 			column[i] = float64(raw[i*w+o[0]])
 		}
 	case plan.OpHour, plan.OpWeekday, plan.OpNight, plan.OpWeekend:
+		var value float64
+		var start int64 // of the hour of the row before, in which this one nearly always lies too
 		for i := range column {
-			column[i] = ofClock(f.Op, raw[i*w+plan.TS])
+			ts := raw[i*w+plan.TS]
+			if since := ts - start; since < 0 || since >= hourMS || i == 0 {
+				value, start = ofClock(f.Op, ts), ts-ts%hourMS
+			}
+			column[i] = value
 		}
 	case plan.OpMean, plan.OpFraudRate:
 		for i := range column {
