@@ -1,67 +1,89 @@
-"""`weir serve` as a real process: started, spoken to over HTTP, killed; and the truth about its journal."""
+"""`weir serve` or `weir-go` as a real process: started, spoken to over HTTP, killed; and the truth about its journal."""
 
 import asyncio
+import functools
+import http.client
+import itertools
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
+import asyncpg
 import msgspec
 import pytest
 
 from features.memory import MemoryEngine
 from features.transaction import Transaction
+from gocore.locate import SERVER
 from models.card import ARTIFACTS, MODEL_FILE
 from models.generator import generate
 from models.onnx_scorer import OnnxScorer
 from service.app import load_model
+from service.auth import Role, add_key
 from service.decisions import decode_body
 from service.fetch import entity_key
 from service.journal import LABEL, TX, read_directory
 from service.records import decode_label
 from service.settings import load_settings
+from service.tiers.base import Tier
 
 READY_S = 30.0
+N_CLIENTS = 4
+RIVAL_DEADLINE = "server.request_deadline_ms=500"
+PYTHON_SERVE = (sys.executable, "-m", "service", "serve")
 LABEL_TS = 1_775_000_000_000  # ms; after the stream
 FOREVER = "time.past_ms_max=315360000000"  # a client that is weeks of event time ahead makes nobody too late
 
 
-class Weir:
-    """One data directory and the process that serves it. `stdout` and `stderr` of all its lives are kept beside it."""
+class Reply(NamedTuple):
+    status: int
+    headers: dict[str, str]  # names in lower case
+    body: bytes
 
-    def __init__(self, directory: Path, overrides: Sequence[str]) -> None:
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Weir:
+    """One data directory and the `program` that serves it. `stdout` and `stderr` of all its lives are kept beside it."""
+
+    def __init__(self, directory: Path, overrides: Sequence[str], program: Sequence[str] = PYTHON_SERVE) -> None:
         self.directory = directory
         self.overrides = list(overrides)
         self.url = ""
+        self.key = ""
         self.lives = 0
-        self._key = ""
+        self.program = program
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def command(self) -> list[str]:
+        sets = [part for override in ("server.port=0", *self.overrides) for part in ("--set", override)]
+        return [*self.program, "--data-dir", str(self.directory), *sets]
 
     async def start(self) -> None:
         """Start and wait for the ready line; raises AssertionError with the log if the process ends instead."""
         self.lives += 1
-        sets = [part for override in ("server.port=0", *self.overrides) for part in ("--set", override)]
-        command = [sys.executable, "-m", "service", "serve", "--data-dir", str(self.directory), *sets]
         # To a file, not a pipe: nobody reads while the process is loaded.
         with self._log("out").open("wb") as out, self._log("err").open("wb") as err:
-            self._process = subprocess.Popen(command, stdout=out, stderr=err)  # noqa: ASYNC220  # it takes a millisecond
+            self._process = subprocess.Popen(self.command, stdout=out, stderr=err)  # noqa: ASYNC220  # it takes a millisecond
         deadline = time.monotonic() + READY_S
         while "weir ready" not in self._log("out").read_text():
             assert self._process.poll() is None, self.log()
             assert time.monotonic() < deadline, self.log()
             await asyncio.sleep(0.02)
         self.url = self._log("out").read_text().partition("url=")[2].split()[0]
-        if not self._key:
-            command = [sys.executable, "-m", "service", "keys", "add", "--role", "admin", "--name", "test"]
-            command += ["--data-dir", str(self.directory)]
-            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, text=True)
-            self._key = done.stdout.strip()
+        if not self.key:  # of a running service: it has to be accepted at once
+            self.key = await asyncio.to_thread(add_key, self.directory, Role.ADMIN, "test")
 
     def kill(self, number: int = signal.SIGKILL) -> int:
         """Send the signal, wait for the end, return the exit code."""
@@ -84,7 +106,18 @@ class Weir:
         return self._log("err").read_text()[-4000:]
 
     def client(self) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(self.url, headers={"Authorization": f"Bearer {self._key}"})
+        return aiohttp.ClientSession(self.url, headers={"Authorization": f"Bearer {self.key}"})
+
+    def call(self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Reply:
+        """One request on a connection of its own; with the key, unless another Authorization is given ("": none)."""
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=20)
+        sent = {"Authorization": f"Bearer {self.key}"} | dict(headers or {})
+        try:
+            connection.request(method, path, body, {name: value for name, value in sent.items() if value})
+            reply = connection.getresponse()
+            return Reply(reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read())
+        finally:
+            connection.close()
 
     def _log(self, stream: str) -> Path:
         return self.directory.with_name(f"{self.directory.name}-{self.lives}.{stream}")
@@ -129,17 +162,17 @@ class Client:
 
 
 class Truth:
-    """The journal of a data directory, and what a fresh engine fed it in LSN order has."""
+    """The journals of data directories, one after the other, and what a fresh engine fed them in LSN order has."""
 
-    def __init__(self, directory: Path) -> None:
-        plan, _, _ = load_model(load_settings())
+    def __init__(self, *directories: Path, spec: str = "cards") -> None:
+        plan, _, _ = load_model(load_settings(None, [f"spec={spec}"]))
         reference = OnnxScorer(plan, ARTIFACTS / plan.spec_name / MODEL_FILE)
         engine = MemoryEngine(plan)
         self.plan = plan
         self.scores: dict[str, float] = {}
         self.lsns: dict[str, int] = {}
         self.labels: dict[str, str] = {}
-        for block in read_directory(directory / "journal"):
+        for block in itertools.chain.from_iterable(read_directory(directory / "journal") for directory in directories):
             txs = [(entry.lsn, decode_body(entry.body)) for entry in block.entries if entry.kind == TX]
             if txs:
                 vectors = engine.vectors([tx for _, tx in txs], txs[0][0])
@@ -158,22 +191,73 @@ class Truth:
             for entity in index:
                 self.profiles[entity_key(kind.name, entity)] = engine.profile(kind.name, entity) or b""
 
+    async def assert_in_store(self, tier: Tier) -> None:
+        """After a clean stop the store has every profile with the journal's bytes, and its position says so."""
+        assert await tier.read_position() >= max(self.lsns.values())
+        keys = list(self.profiles)
+        found: list[bytes | None] = []
+        for start in range(0, len(keys), 256):
+            found += await tier.fill(keys[start : start + 256])
+        wrong = [key for key, profile in zip(keys, found, strict=True) if profile != self.profiles[key]]
+        assert not wrong, f"{tier.name}: {len(wrong)} of {len(keys)} profiles differ, as {wrong[:3]}"
+
+    async def assert_in_ledger(self, url: str) -> None:
+        """The ledger has each event once, with its LSN."""
+        connection = await asyncpg.connect(url)
+        rows = await connection.fetch("SELECT event_id, lsn FROM weir_ledger")
+        await connection.close()
+        found = {row["event_id"]: row["lsn"] for row in rows}
+        assert len(found) == len(rows), "an event has two rows in the ledger"
+        assert found == self.lsns
+
 
 MakeWeir = Callable[..., Weir]
 
 
 @pytest.fixture
 def make_weir(tmp_path: Path) -> Iterator[MakeWeir]:
-    """`make_weir("l1.bytes_max=65536", name="a")`: a Weir, not started yet, killed at the end."""
+    """`make_weir("l1.bytes_max=65536", name="a", program=...)`: a Weir, not started yet, killed at the end."""
     made: list[Weir] = []
 
-    def make(*overrides: str, name: str = "data") -> Weir:
-        made.append(Weir(tmp_path / name, ["time.clock=stream", FOREVER, *overrides]))
+    def make(*overrides: str, name: str = "data", program: Sequence[str] = PYTHON_SERVE) -> Weir:
+        made.append(Weir(tmp_path / name, ["time.clock=stream", FOREVER, *overrides], program))
         return made[-1]
 
     yield make
     for weir in made:
         weir.end()
+
+
+@pytest.fixture(scope="session")
+def weir_go() -> tuple[str, ...]:
+    """The command of the all-Go server."""
+    if not SERVER.is_file():
+        pytest.skip(f"{SERVER.name} is not built; make go builds it (it needs Go and a C compiler)")
+    return (str(SERVER),)
+
+
+@pytest.fixture
+def make_weir_go(make_weir: MakeWeir, weir_go: tuple[str, ...]) -> MakeWeir:
+    """The same for weir-go."""
+    return functools.partial(make_weir, program=weir_go)
+
+
+@pytest.fixture(scope="module")
+def rivals(tmp_path_factory: pytest.TempPathFactory, weir_go: tuple[str, ...]) -> Iterator[tuple[Weir, Weir]]:
+    """`weir serve` and `weir-go`, running side by side with the same settings."""
+    directory = tmp_path_factory.mktemp("rivals")
+    both = Weir(directory / "python", [RIVAL_DEADLINE]), Weir(directory / "go", [RIVAL_DEADLINE], weir_go)
+    loop = asyncio.new_event_loop()
+    try:
+        for weir in both:
+            loop.run_until_complete(weir.start())
+        yield both
+        for weir in both:
+            weir.stop()
+    finally:
+        loop.close()
+        for weir in both:
+            weir.end()
 
 
 @pytest.fixture
@@ -183,8 +267,8 @@ def make_client() -> Callable[[Weir], Client]:
 
 
 @pytest.fixture
-def truth_of() -> Callable[[Path], Truth]:
-    """The Truth of a data directory."""
+def truth_of() -> Callable[..., Truth]:
+    """The Truth of data directories, and of a spec if it is not `cards`."""
     return Truth
 
 
@@ -202,3 +286,12 @@ def stream() -> list[Transaction]:
     rows = generate(3_000, seed=7, n_cards=75).to_pylist()
     fields = Transaction.__struct_fields__
     return [Transaction(**{field: row[field] for field in fields if row[field] is not None}) for row in rows]
+
+
+@pytest.fixture
+def by_client(stream: list[Transaction]) -> list[list[Transaction]]:
+    """The stream for four clients: a card's transactions all go through the same one."""
+    parts: list[list[Transaction]] = [[] for _ in range(N_CLIENTS)]
+    for tx in stream:
+        parts[int(tx.card_id[1:]) % N_CLIENTS].append(tx)
+    return parts

@@ -173,7 +173,7 @@ def test_model_that_cannot_be_used_is_one_line(run: Run, tmp_path: Path) -> None
     card = json.loads((MODEL / "card.json").read_bytes()) | {"sha256": hashlib.sha256(b"garbage").hexdigest()}
     (tmp_path / "garbage/card.json").write_text(json.dumps(card))
     (tmp_path / "garbage/model.onnx").write_bytes(b"garbage")
-    assert "garbage/model.onnx: is not a" in serve("garbage")
+    assert "garbage/model.onnx: " in serve("garbage")
     assert "was trained for spec 'cards'" in serve(str(MODEL), "--set", "spec=handbook")
     assert not (tmp_path / "data").exists(), "a start that was refused leaves nothing behind"
 

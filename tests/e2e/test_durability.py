@@ -6,12 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import msgspec
 import pytest
 
 from features.transaction import Transaction
-from service.tiers.base import Tier, lsn_of
+from service.tiers.base import lsn_of
 from service.tiers.l2 import L2, RocksStore
 from service.tiers.postgres import PostgresPool, PostgresTier
 from service.tiers.redis import RedisTier
@@ -20,17 +19,8 @@ if TYPE_CHECKING:
     from tests.e2e.conftest import Client, MakeWeir, Truth, Weir
 
 MakeClient = Callable[["Weir"], "Client"]
-N_CLIENTS = 4
 
 pytestmark = pytest.mark.e2e
-
-
-def by_client(stream: list[Transaction]) -> list[list[Transaction]]:
-    """A card's transactions all go through the same client."""
-    parts: list[list[Transaction]] = [[] for _ in range(N_CLIENTS)]
-    for tx in stream:
-        parts[int(tx.card_id[1:]) % N_CLIENTS].append(tx)
-    return parts
 
 
 async def assert_acknowledged_is_kept(weir: "Weir", clients: list["Client"], truth: "Truth") -> int:
@@ -54,37 +44,17 @@ async def assert_acknowledged_is_kept(weir: "Weir", clients: list["Client"], tru
     return len(acknowledged)
 
 
-async def assert_store_true(tier: Tier, truth: "Truth", position_min: int) -> None:
-    """After a clean stop the store has every profile with the journal's bytes, and its position says so."""
-    assert await tier.read_position() >= position_min
-    keys = list(truth.profiles)
-    found: list[bytes | None] = []
-    for start in range(0, len(keys), 256):
-        found += await tier.fill(keys[start : start + 256])
-    wrong = [key for key, profile in zip(keys, found, strict=True) if profile != truth.profiles[key]]
-    assert not wrong, f"{tier.name}: {len(wrong)} of {len(keys)} profiles differ, as {wrong[:3]}"
-
-
-async def ledger_lsns(url: str) -> dict[str, int]:
-    connection = await asyncpg.connect(url)
-    rows = await connection.fetch("SELECT event_id, lsn FROM weir_ledger")
-    await connection.close()
-    found = {row["event_id"]: row["lsn"] for row in rows}
-    assert len(found) == len(rows), "an event has two rows in the ledger"
-    return found
-
-
 @pytest.mark.parametrize("batch", [0, 16])
 async def test_kill_under_load_loses_nothing_and_counts_nothing_twice(
-    make_weir: "MakeWeir", make_client: MakeClient, truth_of: Callable[[Path], "Truth"], stream: list[Transaction],
-    rng: random.Random, redis_url: str, postgres_url: str, batch: int,
+    make_weir: "MakeWeir", make_client: MakeClient, truth_of: Callable[[Path], "Truth"],
+    by_client: list[list[Transaction]], rng: random.Random, redis_url: str, postgres_url: str, batch: int,
 ) -> None:  # fmt: skip
     """Four clients, killed three times at random instants, the second time during recovery; labels too."""
     weir = make_weir(
         f"redis.url={redis_url}", f"postgres.url={postgres_url}", "redis.deadline_ms=1000", "postgres.deadline_ms=1000",
         "l1.bytes_max=200000", "journal.sync=interval", "write_behind.interval_ms=20", "l2.flush_interval_ms=100",
     )  # fmt: skip
-    parts = [part[: 500 if batch else 250] for part in by_client(stream)]
+    parts = [part[: 500 if batch else 250] for part in by_client]
     clients = [make_client(weir) for _ in parts]
     n_labels = n_resent = 0
     for life in range(3):
@@ -116,15 +86,14 @@ async def test_kill_under_load_loses_nothing_and_counts_nothing_twice(
     store = RocksStore(weir.directory / "l2")
     pool = PostgresPool(postgres_url)
     redis = RedisTier(redis_url)
-    position = max(truth.lsns.values())
     try:
         for tier in (L2(store), redis, PostgresTier(pool, 1000)):
-            await assert_store_true(tier, truth, position)
+            await truth.assert_in_store(tier)
     finally:
         store.close()
         await redis.close()
         await pool.close()
-    assert await ledger_lsns(postgres_url) == truth.lsns
+    await truth.assert_in_ledger(postgres_url)
     print(  # noqa: T201  # shown by -rP
         f"batch={batch}: {n_kept} acknowledged, {len(truth.lsns)} journaled, {n_labels} labels, {n_resent} sent again,"
         f" {sum(c.n_replayed for c in clients)} replayed, {len(truth.profiles)} profiles in 3 stores, {weir.lives} lives"
@@ -184,7 +153,7 @@ async def test_stop_answers_everything_and_leaves_nothing_to_replay(
     assert client.acknowledged.keys() <= truth.lsns.keys()
     store = RocksStore(weir.directory / "l2")
     try:
-        await assert_store_true(L2(store), truth, max(truth.lsns.values()))
+        await truth.assert_in_store(L2(store))
     finally:
         store.close()
     print(f"{len(client.acknowledged)} acknowledged, {len(truth.lsns)} journaled, {len(truth.profiles)} profiles in l2")  # noqa: T201  # shown by -rP

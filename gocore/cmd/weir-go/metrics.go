@@ -38,6 +38,7 @@ func (a *app) metrics() *httpapi.Metrics {
 			found["l1_profiles"], found["l1_bytes"] = float64(stats.Profiles), float64(stats.Bytes)
 			found["l1_hits"], found["l1_evicted"] = float64(stats.Hits), float64(stats.Evicted)
 			found["write_behind_profiles"] = float64(a.behind.NWaiting())
+			found["profiles_partial"] = float64(a.pipeline.NPartial())
 		})
 		if a.feed != nil {
 			found["ledger_lag"] = float64(a.journal.Last() - min(a.feed.Position(), a.journal.Last()))

@@ -1,11 +1,13 @@
 package httpapi
 
 import (
+	"bufio"
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -185,5 +187,29 @@ func TestAppendRefusal_RowWithAnID_NamesIt(t *testing.T) {
 		if strings.Contains(got, `,"event_id":"a"}`) != want || !strings.HasPrefix(got, `{"error":{"type":"urn:weir:problem:invalid-event"`) {
 			t.Errorf("%s: %s", row, got)
 		}
+	}
+}
+
+func TestHandler_RefusedWithALargeBody_CallerStillSendingGetsTheReply(t *testing.T) {
+	server := httptest.NewServer(Handler(newFront(t)))
+	defer server.Close()
+	for key, want := range map[string]int{"Bearer k": 413, "": 401} {
+		request, err := http.NewRequest("POST", server.URL+"/v1/score", strings.NewReader(strings.Repeat(" ", 4<<20)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.Header.Set("Authorization", key)
+		connection, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := request.Write(connection); err != nil { // all of it, before it reads
+			t.Fatal(err)
+		}
+		reply, err := http.ReadResponse(bufio.NewReader(connection), request)
+		if err != nil || reply.StatusCode != want {
+			t.Fatalf("%q: %v, %v", key, reply, err)
+		}
+		_ = connection.Close()
 	}
 }

@@ -19,6 +19,9 @@ import (
 // completeMax is how many profiles one pass makes whole: 6 MB of copies.
 const completeMax = 4_096
 
+// NPartial is how many profiles are partial. Only on the goroutine of Run (Do).
+func (p *Pipeline) NPartial() int { return len(p.partial) }
+
 // rebuild is copies of stored profiles on their way to the journal's end.
 type rebuild struct {
 	p     *Pipeline
@@ -29,30 +32,26 @@ type rebuild struct {
 }
 
 // Complete makes partial profiles whole for which the levels answer again, and returns how many. The stored profile is advanced by
-// every entry that it lacks, so the outcome has the very bytes that it would have had without the outage. The journal reaches back
-// far enough: a partial profile holds back the position of every level. Call it on any goroutine but Run's, one call at a time.
+// every entry that it lacks, so the outcome has the very bytes that it would have had without the outage: from the lowest position of
+// the levels that were asked on, because any of them may hold an old copy. The journal reaches back that far. Call it on any goroutine but Run's, one call at a time.
 func (p *Pipeline) Complete(ctx context.Context) (int, error) {
 	var misses []*miss
-	first := map[entity]uint64{}
 	p.Do(func() {
-		for name, found := range p.partial {
+		for name := range p.partial {
 			if len(misses) == completeMax {
 				break
 			}
-			first[name] = found.first
 			misses = append(misses, &miss{entity: name, key: tiers.EntityKey(p.Plan.Kinds[name.kind].Name, name.id)})
 		}
 	})
 	if len(misses) == 0 {
 		return 0, nil
 	}
-	askAll(misses)
+	r := &rebuild{p: p, next: p.askOld(misses)} // before the levels are asked: what is written in between is applied twice, and ignored once
 	var stored []arrival
-	r := &rebuild{p: p, next: ^uint64(0)}
 	for _, found := range p.read(ctx, misses) {
 		if found.bytes != nil || len(found.degraded) == 0 {
 			stored = append(stored, found)
-			r.next = min(r.next, first[found.miss.entity])
 		}
 	}
 	if len(stored) == 0 {

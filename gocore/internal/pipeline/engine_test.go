@@ -70,14 +70,17 @@ func load(t testing.TB) (*plan.Plan, *card.Card) {
 
 // behind keeps what leaves L1 and notes what changed, as write-behind does.
 type behind struct {
-	engine  *engine
-	waiting map[string][]byte
-	marks   int
+	engine   *engine
+	waiting  map[string][]byte
+	marks    int
+	isAway   bool   // no level may be asked
+	position uint64 // of every level
 }
 
-func (b *behind) Mark(int, int, string, uint64)     { b.marks++ }
-func (b *behind) Waiting(key []byte) []byte         { return b.waiting[string(key)] }
-func (b *behind) Readable(level int, _ []byte) bool { return true }
+func (b *behind) Mark(int, int, string, uint64) { b.marks++ }
+func (b *behind) Waiting(key []byte) []byte     { return b.waiting[string(key)] }
+func (b *behind) Readable(int, []byte) bool     { return !b.isAway }
+func (b *behind) Position(int) (uint64, bool)   { return b.position, !b.isAway }
 func (b *behind) TakeWaiting(key []byte) []byte {
 	found := b.waiting[string(key)]
 	delete(b.waiting, string(key))

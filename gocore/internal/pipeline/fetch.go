@@ -113,26 +113,21 @@ func (p *Pipeline) place(name entity, bytes []byte) int {
 	slot := p.claim(name)
 	copy(p.L1.Slabs()[name.kind].Bytes(slot), bytes)
 	if profile.IsPartial(bytes) {
-		p.notePartial(name, []string{unknownLevel}, p.Journal.Next())
+		p.notePartial(name, []string{unknownLevel})
 	}
 	return slot
 }
 
-// notePartial remembers that the profile is partial, from the next entry of the journal on.
-func (p *Pipeline) notePartial(name entity, levels []string, first uint64) {
+// notePartial remembers that the profile is partial, and for which levels.
+func (p *Pipeline) notePartial(name entity, levels []string) {
 	if p.partial[name] == nil {
 		name.id = strings.Clone(name.id)
-		p.partial[name] = &partial{levels, first}
+		p.partial[name] = levels
 	}
 }
 
 // degraded are the levels that could not be asked for a profile, which is partial for that.
-func (p *Pipeline) degraded(name entity) []string {
-	if found := p.partial[name]; found != nil {
-		return found.levels
-	}
-	return nil
-}
+func (p *Pipeline) degraded(name entity) []string { return p.partial[name] }
 
 // startFetch sends for everything that is missing: one round trip per level for all of it.
 func (p *Pipeline) startFetch() {
@@ -155,13 +150,20 @@ func (p *Pipeline) ask(misses []*miss) {
 	}
 }
 
-// askAll lets every level be asked, for a caller who applies the changes that it lacks himself.
-func askAll(misses []*miss) {
-	for _, m := range misses {
-		for l := range m.readable {
-			m.readable[l] = true
+// askOld lets every level be asked that is up, also for a copy that lacks changes: those are in the journal from the LSN on that it
+// returns. Any goroutine.
+func (p *Pipeline) askOld(misses []*miss) (first uint64) {
+	first = ^uint64(0)
+	for l := range p.Levels {
+		position, isUp := p.WriteBehind.Position(l)
+		if isUp {
+			first = min(first, position+1)
+		}
+		for _, m := range misses {
+			m.readable[l] = isUp
 		}
 	}
+	return first
 }
 
 // read asks level after level for what is still missing. A miss in a complete level, or in all of them, is a new entity. It may be
@@ -254,7 +256,7 @@ func (p *Pipeline) finish(a *arrival) {
 		if isUnknown {
 			p.Counters.Unknown.Add(1)
 			markPartial(p.L1.Slabs()[name.kind].Bytes(slot))
-			p.notePartial(name, slices.Clone(a.degraded), p.Journal.Next())
+			p.notePartial(name, slices.Clone(a.degraded))
 		}
 	}
 	for _, row := range a.miss.waiters {

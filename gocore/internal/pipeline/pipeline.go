@@ -47,6 +47,8 @@ type WriteBehind interface {
 	TakeWaiting(key []byte) []byte
 	// Readable reports whether the level with that number answers, and answers with the newest bytes of key.
 	Readable(level int, key []byte) bool
+	// Position is the LSN up to which the level with that number has every change; false while it is down. Any goroutine.
+	Position(level int) (lsn uint64, isUp bool)
 }
 
 // Filter is a set of entity keys that never says no wrongly.
@@ -99,9 +101,9 @@ type Pipeline struct {
 	waitingCards map[string]*Ticket
 	ready        []*Ticket
 	flying       map[entity]*miss
-	next         []*miss // not asked for yet
-	fetches      int     // under way
-	partial      map[entity]*partial
+	next         []*miss             // not asked for yet
+	fetches      int                 // under way
+	partial      map[entity][]string // profiles begun while the stored one could not be asked for -> levels that did not answer
 	images       images
 	entries      []journal.Entry
 	packed       []byte
@@ -111,13 +113,6 @@ type Pipeline struct {
 type entity struct {
 	kind int
 	id   string
-}
-
-// partial is a profile that was begun while the stored one could not be asked for: which levels did not answer, and the first LSN
-// that may be missing in what they hold.
-type partial struct {
-	levels []string
-	first  uint64
 }
 
 // Counters are numbers for /metrics.
@@ -136,7 +131,7 @@ func New(o Options) (*Pipeline, error) {
 		Options: o, rates: tx.NewRates(o.Plan.Currencies),
 		tickets: make(chan *Ticket, o.EventsMax), arrivals: make(chan []arrival, fetchesMax), synced: make(chan *batch, o.EventsMax),
 		calls: make(chan func()), stop: make(chan struct{}), syncing: make(chan *batch, o.EventsMax),
-		inFlight: map[string]*Row{}, waitingCards: map[string]*Ticket{}, flying: map[entity]*miss{}, partial: map[entity]*partial{},
+		inFlight: map[string]*Row{}, waitingCards: map[string]*Ticket{}, flying: map[entity]*miss{}, partial: map[entity][]string{},
 	}
 	for i := range o.Plan.Kinds {
 		idOf := tx.IDOf(o.Plan.Kinds[i].IDField)

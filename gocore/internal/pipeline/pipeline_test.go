@@ -276,6 +276,43 @@ func TestScore_TierDown_DegradedThenMadeWhole(t *testing.T) {
 	}
 }
 
+func TestComplete_LevelHoldsAnOldCopy_GetsEverythingThatItLacks(t *testing.T) {
+	plain, items := start(t, config{}), []Submission{}
+	for n := range int64(9) {
+		items = append(items, event(fmt.Sprint("e", n), "c", "m", n))
+	}
+	tier := &shelf{}
+	broken := start(t, config{l1Bytes: 20 << 10, levels: []Level{{Tier: tier}}})
+	answers := broken.score(t, items[:3]...)
+	tier.profiles = broken.profiles(items[:3])
+	broken.behind.position = answers[2].Decision.LSN
+	broken.score(t, items[3:6]...) // which the level is not given
+	for n := range int64(200) {
+		broken.score(t, event(fmt.Sprint("other", n), fmt.Sprint("other", n), fmt.Sprint("other", n), n))
+	}
+	names := []string{"card:c", "merchant:m"}
+	for _, key := range names { // another level had them, and goes away
+		if broken.behind.TakeWaiting([]byte(key)) == nil {
+			t.Fatalf("%s was not evicted", key)
+		}
+	}
+	broken.behind.isAway = true
+	if got := broken.score(t, items[6:]...)[0].Decision; len(got.Degraded) == 0 {
+		t.Fatal("not degraded")
+	}
+	broken.behind.isAway = false
+	if n, err := broken.Complete(context.Background()); n == 0 || err != nil {
+		t.Fatalf("%d, %v", n, err)
+	}
+	plain.score(t, items[:6]...)
+	plain.Do(func() { plain.journal.Burn(200) })
+	plain.score(t, items[6:]...)
+	got, want := broken.profiles(items), plain.profiles(items)
+	for _, key := range names {
+		sameProfiles(t, map[string][]byte{key: got[key]}, map[string][]byte{key: want[key]})
+	}
+}
+
 // journalStartsLike burns the LSNs that another engine has used, so that both number alike.
 func (e *engine) journalStartsLike(t *testing.T, other *engine) {
 	t.Helper()

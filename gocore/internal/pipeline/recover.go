@@ -99,7 +99,7 @@ func (r *recovery) advance(ctx context.Context) error {
 	for i := range r.rows {
 		live[i] = &r.rows[i]
 	}
-	p.pinNow(ctx, live, r.position)
+	p.pinNow(ctx, live)
 	for i, row := range live {
 		p.arena.Put(i, int64(r.lsns[i]), row.slots[:len(p.idOf)], &row.columns)
 	}
@@ -151,7 +151,7 @@ func (r *recovery) label(ctx context.Context, lsn uint64, body []byte) error {
 			row.ids[kind] = p.idOf[kind](&t)
 		}
 	}
-	p.pinNow(ctx, []*Row{row}, r.position)
+	p.pinNow(ctx, []*Row{row})
 	touched, err := p.changeOne(row, record.Delta, lsn)
 	if err != nil {
 		return err
@@ -164,8 +164,8 @@ func (r *recovery) label(ctx context.Context, lsn uint64, body []byte) error {
 }
 
 // pinNow pins every profile of rows, read from the levels at once where L1 lacks it. A copy that lacks changes will do: the
-// journal brings them, from position on.
-func (p *Pipeline) pinNow(ctx context.Context, rows []*Row, position uint64) {
+// journal brings them.
+func (p *Pipeline) pinNow(ctx context.Context, rows []*Row) {
 	var misses []*miss
 	for _, row := range rows {
 		for kind := range p.idOf {
@@ -193,7 +193,7 @@ func (p *Pipeline) pinNow(ctx context.Context, rows []*Row, position uint64) {
 	if len(misses) == 0 {
 		return
 	}
-	askAll(misses)
+	p.ask(misses) // not those that are down or lack more than the journal brings: write-behind knows which
 	for _, found := range p.read(ctx, misses) {
 		name := found.miss.entity
 		slot := p.L1.Find(name.kind, name.id)
@@ -202,12 +202,12 @@ func (p *Pipeline) pinNow(ctx context.Context, rows []*Row, position uint64) {
 		case found.bytes != nil:
 			copy(bytes, found.bytes)
 			if profile.IsPartial(found.bytes) {
-				p.notePartial(name, []string{unknownLevel}, position+1)
+				p.notePartial(name, []string{unknownLevel})
 			}
 		case len(found.degraded) > 0:
 			p.Counters.Unknown.Add(1)
 			markPartial(bytes)
-			p.notePartial(name, found.degraded, position+1)
+			p.notePartial(name, found.degraded)
 		}
 		p.L1.Unpin(name.kind, slot)
 	}

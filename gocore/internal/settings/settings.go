@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -59,6 +60,19 @@ type setting struct {
 
 func text(key, initial, limits string, at func(*Settings) *string) setting {
 	return setting{key, initial, limits, func(s *Settings, value string) error {
+		*at(s) = value
+		return nil
+	}}
+}
+
+// address is a URL of one of these schemes, or nothing.
+func address(key string, at func(*Settings) *string, schemes ...string) setting {
+	limits := strings.Join(schemes, "://..., ") + "://..., none without"
+	return setting{key, "", limits, func(s *Settings, value string) error {
+		scheme, _, found := strings.Cut(value, "://")
+		if value != "" && (!found || !slices.Contains(schemes, scheme)) {
+			return fmt.Errorf("expected one of %s://...", strings.Join(schemes, "://..., "))
+		}
 		*at(s) = value
 		return nil
 	}}
@@ -134,10 +148,10 @@ var table = []setting{
 	flag("l2.enabled", true, func(s *Settings) *bool { return &s.L2 }),
 	integer("l2.cache_bytes", 128*mib, mib, 1<<40, func(s *Settings) *int64 { return &s.L2CacheBytes }),
 	integer("l2.flush_interval_ms", 5_000, 10, 3_600_000, func(s *Settings) *int64 { return &s.L2FlushIntervalMS }),
-	text("redis.url", "", "redis://..., none without", func(s *Settings) *string { return &s.RedisURL }),
+	address("redis.url", func(s *Settings) *string { return &s.RedisURL }, "redis", "rediss", "unix"),
 	text("redis.namespace", "weir", "prefix of every key", func(s *Settings) *string { return &s.RedisNamespace }),
 	integer("redis.deadline_ms", 50, 1, 60_000, func(s *Settings) *int64 { return &s.RedisDeadlineMS }),
-	text("postgres.url", "", "postgresql://..., none without", func(s *Settings) *string { return &s.PostgresURL }),
+	address("postgres.url", func(s *Settings) *string { return &s.PostgresURL }, "postgresql", "postgres"),
 	integer("postgres.deadline_ms", 100, 1, 60_000, func(s *Settings) *int64 { return &s.PostgresDeadlineMS }),
 	integer("postgres.pool_max", 4, 1, 128, func(s *Settings) *int64 { return &s.PostgresPool }),
 	oneOf("journal.sync", "interval", func(s *Settings) *string { return &s.Sync }, "group", "interval", "os"),

@@ -14,7 +14,7 @@ func TestLoad_Nothing_Defaults(t *testing.T) {
 }
 
 func TestLoad_Assignments_LaterWins(t *testing.T) {
-	s, err := Load([]string{"server.port=1", "time.clock = stream", "server.port=2", "queue.events_max=1_000"})
+	s, err := Load([]string{"server.port=1", "time.clock = stream", "server.port=2", "queue.events_max=1_000", "redis.url=unix:///run/v"})
 	if err != nil || s.Port != 2 || s.Clock != "stream" || s.EventsMax != 1000 {
 		t.Fatalf("%+v, %v", s, err)
 	}
@@ -29,6 +29,8 @@ func TestLoad_WhatDoesNotFit_ErrSettingSaysWhy(t *testing.T) {
 		"l2.enabled=1":                "true or false",
 		"bloom.fpp=0.6":               "to 0.5",
 		"bloom.fpp=NaN":               "to 0.5",
+		"redis.url=nonsense":          "redis://..., rediss://..., unix://...",
+		"postgres.url=redis://x":      "postgresql://..., postgres://...",
 		"nothing":                     "key=value",
 		"l9.colour=red":               "--help",
 		"queue.batch_max=10000":       "queue.events_max",

@@ -133,6 +133,12 @@ func (w *WriteBehind) Readable(level int, key []byte) bool {
 	return !l.isDown.Load() && !l.lacks(string(key))
 }
 
+// Position is the LSN up to which the level with that number has every change; false while it is down. Any goroutine.
+func (w *WriteBehind) Position(level int) (lsn uint64, isUp bool) {
+	l := w.levels[level]
+	return l.stored.Load(), !l.isDown.Load()
+}
+
 // Start begins to write, with one goroutine per level.
 func (w *WriteBehind) Start() {
 	ctx, stop := context.WithCancel(context.Background())

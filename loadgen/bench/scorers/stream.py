@@ -1,7 +1,8 @@
 """The events that every scoring engine gets: entities drawn uniformly, time moving at a stated rate, from a fixed seed.
 
 Columns are made directly, as decoding is none of an engine's work. Every event names a card, a merchant, a device and an
-address; an entity's number is its slot in a slab and its place in a list of objects alike.
+address; an entity's number is its slot in a slab and its place in a list of objects alike. A card pays near its home,
+now and then anywhere.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ Int64s = npt.NDArray[np.int64]
 START_MS = 1_750_000_000_000  # a Sunday afternoon
 CHUNK_ROWS = 1_024  # events per block where only the profiles matter
 PLACE = 180_000_000  # millionths of a degree, shifted to be positive
+NEAR = 50_000  # standard deviation of places around a card's home, millionths of a degree: 5 km
+TRAVEL = 0.02  # share of events that are anywhere on earth
 
 
 class Block(NamedTuple):
@@ -52,6 +55,7 @@ class Stream:
         self.step_us = step_us
         self._kinds = [COLUMNS.index(kind.id_field) for kind in plan.kinds]
         self._rng = np.random.default_rng(seed)
+        self._homes = self._rng.integers(0, PLACE, self.per_kind), self._rng.integers(0, 2 * PLACE, self.per_kind)
         self._now_us = START_MS * 1000.0
         self._lsn = 1
 
@@ -70,14 +74,15 @@ class Stream:
         n_rows, rng = len(slots), self._rng
         columns = np.empty((n_rows, len(COLUMNS)), dtype=np.int64)
         ts = (self._now_us + self.step_us * np.arange(1, n_rows + 1)) // 1000
+        lat, lon = self._places(slots[:, 0])
         given = {
             "ts": ts,
             "amount": rng.lognormal(8, 1, n_rows),
             "country": rng.choice((82, 161), n_rows, p=(0.9, 0.1)),
             "mcc": rng.integers(5_000, 6_000, n_rows),
             "channel": rng.integers(0, 3, n_rows),
-            "lat": rng.integers(0, PLACE, n_rows),
-            "lon": rng.integers(0, 2 * PLACE, n_rows),
+            "lat": lat,
+            "lon": lon,
         }
         for name, values in given.items():
             columns[:, COLUMNS.index(name)] = values
@@ -87,6 +92,16 @@ class Stream:
         self._lsn += n_rows
         self._now_us += self.step_us * n_rows
         return Block(lsns, slots, columns)
+
+    def _places(self, cards: Int64s) -> tuple[Int64s, Int64s]:
+        """Where each event is: near its card's home, or anywhere."""
+        rng, n_rows = self._rng, len(cards)
+        is_away = rng.random(n_rows) < TRAVEL
+        places = []
+        for homes, limit in zip(self._homes, (PLACE, 2 * PLACE), strict=True):
+            near = homes[cards] + rng.normal(0, NEAR, n_rows).astype(np.int64)
+            places.append(np.where(is_away, rng.integers(0, limit, n_rows), near.clip(0, limit)))
+        return places[0], places[1]
 
 
 def ring_moves(plan: Plan, slabs: list[Slab], block: Block) -> int:
