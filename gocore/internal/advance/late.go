@@ -30,7 +30,7 @@ func square(amount int64) (high, low int64) {
 
 // applyLate adds an event that is older than the newest one to its own tile, if the ring still has it, and to the windows
 // that hold that tile.
-func applyLate(kind *plan.Kind, p []int64, event Event, last int64, late []int64) {
+func applyLate(kind *plan.Kind, p []int64, event *Event, last int64, late []int64) {
 	header := p[:kind.HeaderWords]
 	header[plan.WFirstSeen] = min(header[plan.WFirstSeen], event.Columns[plan.TS])
 	for i := range kind.Rings {
@@ -65,7 +65,7 @@ func addToTile(ring *plan.Ring, p []int64, ts, last int64, v *values) bool {
 }
 
 // observeLate replaces every window of the observation by the window as of the event's own tile.
-func observeLate(kind *plan.Kind, p []int64, event Event, last int64, observed []int64) {
+func observeLate(kind *plan.Kind, p []int64, event *Event, last int64, observed []int64) {
 	for i := range kind.Rings {
 		ring := &kind.Rings[i]
 		tile, open := event.clock.tile[ring.Width], last/ring.TileMS

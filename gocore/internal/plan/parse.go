@@ -132,9 +132,12 @@ func (r *reader) kind(p *Plan, number int) Kind {
 	for range nRemembered {
 		k.Remembered = append(k.Remembered, r.remembered(&k))
 	}
-	for range nBlocks {
-		k.Blocks = append(k.Blocks, r.block(&k))
+	for free := k.StateWord; len(k.Blocks) < nBlocks; {
+		b := r.block(&k, free)
+		free = b.Stop
+		k.Blocks = append(k.Blocks, b)
 	}
+	k.lay()
 	for n := range nRings {
 		k.Rings = append(k.Rings, r.ring(p, &k, n))
 		p.Rings++
@@ -167,9 +170,10 @@ func (r *reader) remembered(k *Kind) Remembered {
 	return m
 }
 
-func (r *reader) block(k *Kind) Block {
+// block reads one that begins at the first free word or later.
+func (r *reader) block(k *Kind, free int) Block {
 	b := Block{Code: r.within(0, nCodes-1, k.Name+": a block's code"), Of: r.within(-1, Columns-1, k.Name+": a block's column")}
-	b.Start = r.within(k.StateWord, k.HeaderWords-1, k.Name+": a block's start")
+	b.Start = r.within(free, k.HeaderWords-1, k.Name+": a block's start")
 	b.Stop = r.within(b.Start+1, k.HeaderWords, k.Name+": a block's stop")
 	if b.Code == Frauds || (b.Code == Distinct) != (b.Of >= 0) {
 		r.fail("%s: a block of code %d cannot be of column %d", k.Name, b.Code, b.Of)

@@ -4,6 +4,8 @@
 // against the sizes that the plan itself states, so code that works on profiles of a parsed plan stays inside them.
 package plan
 
+import "slices"
+
 // Columns is the number of event columns; each is one int64, -1 where the transaction has no such field.
 const Columns = 11
 
@@ -129,6 +131,8 @@ type Kind struct {
 	KeepsFrauds bool
 	Remembered  []Remembered
 	Blocks      []Block
+	Adds        []uint8 // from Blocks: for each word from StateWord on, whose value an event in the open tile adds: a field's code, Frauds for none
+	Joins       []Block // those of Blocks that do not add: Max and Distinct
 	Rings       []Ring
 }
 
@@ -138,13 +142,27 @@ func (k *Kind) Words() int { return k.Size / 8 }
 // Observed is the length of an observation.
 func (k *Kind) Observed() int { return ObsFixed + k.HeaderWords - FixedWords }
 
+// lay makes Adds and Joins from Blocks.
+func (k *Kind) lay() {
+	k.Adds = slices.Repeat([]uint8{Frauds}, k.HeaderWords-k.StateWord)
+	for _, b := range k.Blocks {
+		if b.Code == Max || b.Code == Distinct {
+			k.Joins = append(k.Joins, b)
+			continue
+		}
+		for word := b.Start; word < b.Stop; word++ {
+			k.Adds[word-k.StateWord] = uint8(b.Code)
+		}
+	}
+}
+
 // Remembered is what the latest event that gave Columns said: its ts in TSWord, each value + 1 in the words after it.
 type Remembered struct {
 	TSWord  int
 	Columns []int
 }
 
-// Block is a run of header words [Start, Stop) that an event in the open tile changes alike.
+// Block is a run of header words [Start, Stop) that an event in the open tile changes alike; in order, none overlaps another.
 type Block struct {
 	Code, Of, Start, Stop int
 }

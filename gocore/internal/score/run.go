@@ -124,11 +124,12 @@ func (a *Arena) observe(start, n, end int, raw []int64, flags Flags) {
 }
 
 // dry observes what the event would do to p, on a copy.
-func (a *Arena) dry(l *lane, p []int64, event advance.Event, observed []int64) {
-	copied := a.scratch[:l.n]
+func (a *Arena) dry(l *lane, p []int64, event *advance.Event, observed []int64) {
+	copied, lsn := a.scratch[:l.n], event.LSN
 	copy(copied, p)
 	event.LSN = copied[plan.WLSN] + 1 // above what the profile has
 	advance.Apply(l.kind, copied, event, observed, a.uncounted[:len(l.late)])
+	event.LSN = lsn
 }
 
 // ask has the headers of a row's profiles on their way to the cache.
