@@ -218,7 +218,7 @@ def test_vectors_sequence_holds_what_it_is_for(name: str) -> None:
 @pytest.mark.parametrize("name", PLANS)
 def test_vectors_plan_of_the_go_tests_is_the_compiled_spec(name: str) -> None:
     """The plans that the Go tests read are the bytes that the packaged specs compile to."""
-    path = ROOT / "gocore" / "internal" / "plan" / "testdata" / f"{name}.plan"
+    path = ROOT / "gocore" / "internal" / "plan" / "plantest" / f"{name}.plan"
     assert path.read_bytes() == PLANS[name].to_bytes(), "python tests/unit/test_go_vectors.py writes it anew"
 
 
@@ -254,7 +254,7 @@ def write() -> None:
     """Write the files and the plans of the Go tests anew."""
     TESTDATA.mkdir(exist_ok=True)
     for name, plan in PLANS.items():
-        (TESTDATA.parents[1] / "plan" / "testdata" / f"{name}.plan").write_bytes(plan.to_bytes())
+        (TESTDATA.parents[1] / "plan" / "plantest" / f"{name}.plan").write_bytes(plan.to_bytes())
         text = to_text(run_numpy(plan, draw_steps(plan, SEED)))
         (TESTDATA / f"vectors-{name}.json").write_text(text, encoding="utf-8")
 

@@ -60,7 +60,7 @@ func newDirectory(t *testing.T) string {
 func command(t *testing.T, directory string, more ...string) *exec.Cmd {
 	t.Helper()
 	arguments := append([]string{
-		"--data-dir", directory, "--port", "0", "--plan", "../../internal/plan/testdata/cards.plan",
+		"--data-dir", directory, "--port", "0", "--plan", "../../internal/plan/plantest/cards.plan",
 		"--model", "../../../models/artifacts/cards", "--onnxruntime", library(t), "--set", "time.clock=stream",
 		"--set", "l1.bytes_max=8_388_608", "--set", "bloom.keys_max=10_000", "--set", "l2.flush_interval_ms=200",
 	}, more...)

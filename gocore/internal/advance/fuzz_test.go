@@ -5,13 +5,14 @@ import (
 	"testing"
 
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 )
 
 // FuzzProfile: whatever a stored profile holds behind a header that passes Check, working on it stays inside it: no panic, no
 // endless loop. Its content may well be nonsense. ts, lsn and delta are within what package score lets through.
 func FuzzProfile(f *testing.F) {
-	p, short := loadPlan(f, "cards"), loadPlan(f, "handbook")
+	p, short := plantest.Load(f, "cards"), plantest.Load(f, "handbook")
 	for k := range p.Kinds {
 		e := newEntity(p, k)
 		for i := range int64(20) {

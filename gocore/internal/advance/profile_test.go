@@ -2,14 +2,12 @@ package advance_test
 
 import (
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
-	"time"
 
 	"weir/gocore/internal/advance"
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 )
 
@@ -18,30 +16,6 @@ const (
 	hourMS = int64(3_600_000)
 	dayMS  = 24 * hourMS
 )
-
-func loadPlan(tb testing.TB, name string) *plan.Plan {
-	tb.Helper()
-	data, err := os.ReadFile("../plan/testdata/" + name + ".plan")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	p, err := plan.Parse(data)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return p
-}
-
-// seeded draws from the environment's SEED, and tells the one that it used.
-func seeded(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed, err := strconv.ParseUint(os.Getenv("SEED"), 10, 64)
-	if err != nil {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 4))
-}
 
 // entity is one profile and what its advances left behind.
 type entity struct {
@@ -85,7 +59,7 @@ func (e *entity) window(t *testing.T, code int, delayed bool) int64 {
 }
 
 func TestApply_FirstEvent_BeginsTheProfile(t *testing.T) {
-	e := newEntity(loadPlan(t, "cards"), 0)
+	e := newEntity(plantest.Load(t, "cards"), 0)
 	e.words[plan.WVersion] = 1 << 16 // partial: that stays
 	e.apply(baseMS, 500, 9)
 	if err := profile.Check(e.kind, profile.AsBytes(e.words)); err != nil {
@@ -104,7 +78,7 @@ func TestApply_FirstEvent_BeginsTheProfile(t *testing.T) {
 }
 
 func TestApply_LSNNotAbove_ChangesNothing(t *testing.T) {
-	e := newEntity(loadPlan(t, "cards"), 0)
+	e := newEntity(plantest.Load(t, "cards"), 0)
 	e.apply(baseMS, 500, 9)
 	e.apply(baseMS+dayMS, 500, 12)
 	before := slices.Clone(e.words)
@@ -122,7 +96,7 @@ func TestApply_LSNNotAbove_ChangesNothing(t *testing.T) {
 }
 
 func TestApply_LateEvent_CountsWhereTheRingHasItsTile(t *testing.T) {
-	e := newEntity(loadPlan(t, "cards"), 0)
+	e := newEntity(plantest.Load(t, "cards"), 0)
 	e.apply(baseMS, 500, 1)
 	count := e.window(t, plan.Count, false)
 	e.apply(baseMS-1, 500, 2)
@@ -150,7 +124,7 @@ func TestApply_LateEvent_CountsWhereTheRingHasItsTile(t *testing.T) {
 }
 
 func TestApply_OldestTileOfARing_IsItsLastButOne(t *testing.T) {
-	p := loadPlan(t, "cards")
+	p := plantest.Load(t, "cards")
 	for k := range p.Kinds {
 		for i := range p.Kinds[k].Rings {
 			ring := &p.Kinds[k].Rings[i]
@@ -169,8 +143,8 @@ func TestApply_OldestTileOfARing_IsItsLastButOne(t *testing.T) {
 }
 
 func TestClock_AnyTimes_GivesTheirTiles(t *testing.T) {
-	rng := seeded(t)
-	p := loadPlan(t, "cards")
+	rng := plantest.Seeded(t)
+	p := plantest.Load(t, "cards")
 	used, ts := newEntity(p, 0), baseMS
 	for lsn := range int64(3000) {
 		width := p.Widths[rng.IntN(len(p.Widths))]
@@ -193,7 +167,7 @@ func TestClock_AnyTimes_GivesTheirTiles(t *testing.T) {
 }
 
 func TestLabel_Profile_CountsFraudsNeverBelowZero(t *testing.T) {
-	e := newEntity(loadPlan(t, "cards"), 1)
+	e := newEntity(plantest.Load(t, "cards"), 1)
 	if e.label(baseMS, 1, 1) || slices.ContainsFunc(e.words, func(w int64) bool { return w != 0 }) {
 		t.Fatal("a label began a profile")
 	}
@@ -217,7 +191,7 @@ func TestLabel_Profile_CountsFraudsNeverBelowZero(t *testing.T) {
 func TestLabel_TileThatTheRingHasNot_CountsAsLate(t *testing.T) {
 	for name, ts := range map[string]int64{"too old": baseMS - 60*dayMS, "newer than last seen": baseMS + 2*dayMS} {
 		t.Run(name, func(t *testing.T) {
-			e := newEntity(loadPlan(t, "cards"), 1)
+			e := newEntity(plantest.Load(t, "cards"), 1)
 			e.apply(baseMS, 500, 1)
 			before := slices.Clone(e.words)
 			if !e.label(ts, 1, 2) {
@@ -253,9 +227,9 @@ func merged(kind *plan.Kind, left, right []int64) []int64 {
 }
 
 func TestMerge_RandomProfiles_CommutesAssociatesAndAdvances(t *testing.T) {
-	rng := seeded(t)
+	rng := plantest.Seeded(t)
 	for _, name := range []string{"cards", "handbook"} {
-		p := loadPlan(t, name)
+		p := plantest.Load(t, name)
 		for round := range 60 {
 			k := round % len(p.Kinds)
 			kind := &p.Kinds[k]
@@ -279,7 +253,7 @@ func TestMerge_RandomProfiles_CommutesAssociatesAndAdvances(t *testing.T) {
 }
 
 func TestMerge_Partial_IsPartialOnlyIfBothAre(t *testing.T) {
-	p := loadPlan(t, "cards")
+	p := plantest.Load(t, "cards")
 	sides := map[bool]*entity{true: newEntity(p, 0), false: newEntity(p, 0)}
 	sides[true].words[plan.WVersion] = 1 << 16
 	for _, e := range sides {
@@ -296,8 +270,8 @@ func TestMerge_Partial_IsPartialOnlyIfBothAre(t *testing.T) {
 }
 
 func TestMerge_InterleavedHalves_EqualTheWholeButForLateness(t *testing.T) {
-	rng := seeded(t)
-	p := loadPlan(t, "cards")
+	rng := plantest.Seeded(t)
+	p := plantest.Load(t, "cards")
 	for round := range 40 {
 		k := round % len(p.Kinds)
 		sides := []*entity{newEntity(p, k), newEntity(p, k), newEntity(p, k)}
@@ -318,7 +292,7 @@ func TestMerge_InterleavedHalves_EqualTheWholeButForLateness(t *testing.T) {
 }
 
 func TestApply_SteadyState_AllocatesNothing(t *testing.T) {
-	e := newEntity(loadPlan(t, "cards"), 0)
+	e := newEntity(plantest.Load(t, "cards"), 0)
 	columns := [plan.Columns]int64{plan.TS: baseMS, plan.Amount: 5}
 	lsn := int64(0)
 	allocs := testing.AllocsPerRun(500, func() {
@@ -335,7 +309,7 @@ func TestApply_SteadyState_AllocatesNothing(t *testing.T) {
 }
 
 func TestMerge_LastSeenTheGreatestNumber_Ends(t *testing.T) {
-	e := newEntity(loadPlan(t, "cards"), 0)
+	e := newEntity(plantest.Load(t, "cards"), 0)
 	for i := range e.kind.Rings {
 		e.kind.Rings[i].TileMS = 1
 	}

@@ -7,26 +7,13 @@ import (
 	"path/filepath"
 	"testing"
 
-	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 )
 
 const artifact = "../../../models/artifacts/cards"
 
-func cards(t *testing.T) *plan.Plan {
-	t.Helper()
-	data, err := os.ReadFile("../plan/testdata/cards.plan")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := plan.Parse(data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
 func TestLoad_PackagedModel_Fits(t *testing.T) {
-	c, err := Load(artifact, cards(t))
+	c, err := Load(artifact, plantest.Load(t, "cards"))
 	if err != nil || c.Spec != "cards" || len(c.ONNX) == 0 || !(c.Review > 0 && c.Review < c.Decline && c.Decline < 1) {
 		t.Fatalf("%+v, %v", c, err)
 	}
@@ -62,11 +49,11 @@ func TestLoad_WhatDoesNotFit_ErrCard(t *testing.T) {
 		); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Load(directory, cards(t)); !errors.Is(err, ErrCard) {
+		if _, err := Load(directory, plantest.Load(t, "cards")); !errors.Is(err, ErrCard) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := Load(t.TempDir(), cards(t)); !errors.Is(err, ErrCard) {
+	if _, err := Load(t.TempDir(), plantest.Load(t, "cards")); !errors.Is(err, ErrCard) {
 		t.Errorf("nothing there: %v", err)
 	}
 }

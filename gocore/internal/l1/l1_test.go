@@ -2,31 +2,17 @@ package l1
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"testing"
 
-	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 )
-
-func cards(t testing.TB) *plan.Plan {
-	t.Helper()
-	data, err := os.ReadFile("../plan/testdata/cards.plan")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := plan.Parse(data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
 
 // newL1 has room for n cards and notes who leaves.
 func newL1(t testing.TB, n, pinnedMax int) (*L1, *[]string) {
 	t.Helper()
-	p := cards(t)
+	p := plantest.Load(t, "cards")
 	var gone []string
 	l, err := New(p, int64(n*p.Kinds[0].Size), pinnedMax, func(kind int, id string, _ int) {
 		gone = append(gone, fmt.Sprint(kind, id))
@@ -147,7 +133,7 @@ func TestEvict_LargestKindPinned_TakesTheNext(t *testing.T) {
 }
 
 func TestEvict_DuringOnEvict_BytesAreStillThere(t *testing.T) {
-	p := cards(t)
+	p := plantest.Load(t, "cards")
 	var l *L1
 	var seen []byte
 	l, err := New(p, int64(p.Kinds[0].Size), 1, func(kind int, _ string, slot int) {

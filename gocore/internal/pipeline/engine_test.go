@@ -18,6 +18,7 @@ import (
 	"weir/gocore/internal/l1"
 	"weir/gocore/internal/ort"
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 	"weir/gocore/internal/tiers"
 	"weir/gocore/internal/tx"
@@ -53,13 +54,9 @@ func load(t testing.TB) (*plan.Plan, *card.Card) {
 	t.Helper()
 	path := library(t)
 	loaded.Do(func() {
-		data, err := os.ReadFile("../plan/testdata/cards.plan")
-		if err == nil {
-			loaded.plan, err = plan.Parse(data)
-		}
-		if err == nil {
-			loaded.card, err = card.Load("../../../models/artifacts/cards", loaded.plan)
-		}
+		var err error
+		loaded.plan = plantest.Load(t, "cards")
+		loaded.card, err = card.Load("../../../models/artifacts/cards", loaded.plan)
 		loaded.err = errors.Join(err, ort.Open(path))
 	})
 	if loaded.err != nil {

@@ -5,11 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"maps"
-	"os"
 	"slices"
 	"testing"
 
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 )
 
 // writer writes plan bytes as docs/plan-format.md has them: the inverse of Parse, so that a test can say what is wrong in a
@@ -90,15 +90,6 @@ func truth(is bool) int {
 	return 0
 }
 
-func planBytes(tb testing.TB, name string) []byte {
-	tb.Helper()
-	data, err := os.ReadFile("testdata/" + name + ".plan")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return data
-}
-
 func parsed(tb testing.TB, data []byte) *plan.Plan {
 	tb.Helper()
 	p, err := plan.Parse(data)
@@ -110,7 +101,7 @@ func parsed(tb testing.TB, data []byte) *plan.Plan {
 
 func TestParse_PackagedPlans_EncodeToTheSameBytes(t *testing.T) {
 	for _, name := range []string{"cards", "handbook"} {
-		data := planBytes(t, name)
+		data := plantest.Bytes(t, name)
 		if !bytes.Equal(encode(parsed(t, data)), data) {
 			t.Errorf("%s: a parsed plan does not encode to the bytes it came from", name)
 		}

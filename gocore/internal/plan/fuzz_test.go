@@ -6,15 +6,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"math/rand/v2"
-	"os"
 	"regexp"
 	"slices"
-	"strconv"
 	"testing"
-	"time"
 
 	"weir/gocore/internal/advance"
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 	"weir/gocore/internal/score"
 )
@@ -28,7 +26,7 @@ const (
 // change breaks a kind's layout number, so that one is put right before the bytes are tried again.
 func FuzzParse(f *testing.F) {
 	for _, name := range []string{"cards", "handbook"} {
-		f.Add(planBytes(f, name))
+		f.Add(plantest.Bytes(f, name))
 	}
 	f.Add([]byte("WEIRPLN1"))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -127,7 +125,7 @@ func run(t *testing.T, p *plan.Plan) {
 // TestParse_EveryByteFlipped_RefusedOrRuns: what a single damaged byte leaves is refused or harmless.
 func TestParse_EveryByteFlipped_RefusedOrRuns(t *testing.T) {
 	for _, name := range []string{"cards", "handbook"} {
-		good := planBytes(t, name)
+		good := plantest.Bytes(t, name)
 		for at := range good {
 			data := slices.Clone(good)
 			data[at] ^= 0xFF
@@ -141,22 +139,11 @@ func TestParse_EveryByteFlipped_RefusedOrRuns(t *testing.T) {
 	}
 }
 
-// seeded draws from the environment's SEED, and tells the one that it used.
-func seeded(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed, err := strconv.ParseUint(os.Getenv("SEED"), 10, 64)
-	if err != nil {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 2))
-}
-
 // TestParse_RandomNumbersSigned_RefusedOrRuns puts edge values over the numbers of a plan and signs it again.
 func TestParse_RandomNumbersSigned_RefusedOrRuns(t *testing.T) {
-	rng := seeded(t)
+	rng := plantest.Seeded(t)
 	edges := []int32{-1 << 31, -2, -1, 0, 1, 2, 7, 8, 9, 63, 64, 1 << 12, 1 << 14, 1 << 26, 1<<31 - 1}
-	good, taken := planBytes(t, "cards"), 0
+	good, taken := plantest.Bytes(t, "cards"), 0
 	for range 3000 {
 		data := slices.Clone(good)
 		for range rng.IntN(3) + 1 {

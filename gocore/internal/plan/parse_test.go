@@ -10,10 +10,11 @@ import (
 	"testing"
 
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 )
 
 func TestParse_Cards_IsThePlanOfTheSpec(t *testing.T) {
-	data := planBytes(t, "cards")
+	data := plantest.Bytes(t, "cards")
 	p := parsed(t, data)
 	sum := sha256.Sum256(data)
 	if p.Hash != hex.EncodeToString(sum[:]) {
@@ -48,7 +49,7 @@ func TestParse_Cards_IsThePlanOfTheSpec(t *testing.T) {
 }
 
 func TestParse_WidthsOfTiles_AreSharedByRings(t *testing.T) {
-	p := parsed(t, planBytes(t, "cards"))
+	p := parsed(t, plantest.Bytes(t, "cards"))
 	for i := range p.Kinds {
 		for j := range p.Kinds[i].Rings {
 			ring := &p.Kinds[i].Rings[j]
@@ -63,7 +64,7 @@ func TestParse_WidthsOfTiles_AreSharedByRings(t *testing.T) {
 }
 
 func TestParse_NoRings_DayIsTheLongest(t *testing.T) {
-	p := parsed(t, planBytes(t, "handbook"))
+	p := parsed(t, plantest.Bytes(t, "handbook"))
 	p.Kinds, p.Features, p.Currencies = nil, p.Features[:1], nil
 	p.Kinds = append(p.Kinds, plan.Kind{Name: "card", IDField: "card_id", Size: 64, HeaderWords: 8, StateWord: 8, RawStart: plan.Columns})
 	if got := parsed(t, encode(p)).LongestMS; got != 86_400_000 {
@@ -154,7 +155,7 @@ var refused = []struct {
 func TestParse_WrongValue_ErrPlanNamesIt(t *testing.T) {
 	for _, c := range refused {
 		t.Run(c.name, func(t *testing.T) {
-			p := parsed(t, planBytes(t, "cards"))
+			p := parsed(t, plantest.Bytes(t, "cards"))
 			c.change(p)
 			found, err := plan.Parse(encode(p))
 			if !errors.Is(err, plan.ErrPlan) || found != nil {
@@ -168,7 +169,7 @@ func TestParse_WrongValue_ErrPlanNamesIt(t *testing.T) {
 }
 
 func TestParse_WrongBytes_ErrPlanNamesThem(t *testing.T) {
-	data := planBytes(t, "cards")
+	data := plantest.Bytes(t, "cards")
 	p := parsed(t, data)
 	changed := func(at int, with ...byte) []byte {
 		return slices.Replace(slices.Clone(data), at, at+len(with), with...)
@@ -216,7 +217,7 @@ func TestParse_AtTheLimit_IsTaken(t *testing.T) {
 		"scale of nothing":        func(p *plan.Plan) { p.Features[0].Scale = 0 },
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := parsed(t, planBytes(t, "cards"))
+			p := parsed(t, plantest.Bytes(t, "cards"))
 			change(p)
 			if _, err := plan.Parse(encode(p)); err != nil {
 				t.Error(err)
@@ -227,7 +228,7 @@ func TestParse_AtTheLimit_IsTaken(t *testing.T) {
 
 func TestParse_EveryTruncation_ErrPlan(t *testing.T) {
 	for _, name := range []string{"cards", "handbook"} {
-		data := planBytes(t, name)
+		data := plantest.Bytes(t, name)
 		for n := range data {
 			if _, err := plan.Parse(data[:n]); !errors.Is(err, plan.ErrPlan) {
 				t.Fatalf("%s: the first %d bytes: %v; want ErrPlan", name, n, err)

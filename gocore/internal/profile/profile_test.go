@@ -2,27 +2,14 @@ package profile_test
 
 import (
 	"errors"
-	"os"
 	"strings"
 	"testing"
 	"unsafe"
 
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 )
-
-func kinds(t *testing.T) []plan.Kind {
-	t.Helper()
-	data, err := os.ReadFile("../plan/testdata/cards.plan")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := plan.Parse(data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return p.Kinds
-}
 
 // begun is a profile of kind as an event begins it.
 func begun(kind *plan.Kind) []int64 {
@@ -32,7 +19,7 @@ func begun(kind *plan.Kind) []int64 {
 }
 
 func TestCheck_OwnKind_IsTakenOthersAreNot(t *testing.T) {
-	all := kinds(t)
+	all := plantest.Load(t, "cards").Kinds
 	for i := range all {
 		b := profile.AsBytes(begun(&all[i]))
 		for j := range all {
@@ -48,7 +35,7 @@ func TestCheck_OwnKind_IsTakenOthersAreNot(t *testing.T) {
 }
 
 func TestCheck_DamagedBytes_ErrNamesThem(t *testing.T) {
-	kind := &kinds(t)[1]
+	kind := &plantest.Load(t, "cards").Kinds[1]
 	for name, c := range map[string]struct {
 		damage func(b []byte) []byte
 		named  string
@@ -72,7 +59,7 @@ func TestCheck_DamagedBytes_ErrNamesThem(t *testing.T) {
 }
 
 func TestCheck_FlagsAndContent_AreNotItsBusiness(t *testing.T) {
-	kind := &kinds(t)[0]
+	kind := &plantest.Load(t, "cards").Kinds[0]
 	b := profile.AsBytes(begun(kind))
 	b[2], b[len(b)-1] = 1, 0xFF
 	if err := profile.Check(kind, b); err != nil {
@@ -81,7 +68,7 @@ func TestCheck_FlagsAndContent_AreNotItsBusiness(t *testing.T) {
 }
 
 func TestProfileBytes_Header_IsRead(t *testing.T) {
-	kind := &kinds(t)[2]
+	kind := &plantest.Load(t, "cards").Kinds[2]
 	b := profile.AsBytes(begun(kind))
 	if profile.IsEmpty(b) || profile.IsPartial(b) || profile.LSN(b) != 1<<48|7 {
 		t.Errorf("empty %v, partial %v, lsn %d", profile.IsEmpty(b), profile.IsPartial(b), profile.LSN(b))
@@ -99,7 +86,7 @@ func TestProfileBytes_Header_IsRead(t *testing.T) {
 }
 
 func TestNewSlab_Slots_AreZeroAndApart(t *testing.T) {
-	kind := &kinds(t)[3]
+	kind := &plantest.Load(t, "cards").Kinds[3]
 	slab, err := profile.NewSlab(kind, 5)
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +124,7 @@ func TestNewSlab_Slots_AreZeroAndApart(t *testing.T) {
 }
 
 func TestSlab_SlotOutside_PanicsInsteadOfReadingOn(t *testing.T) {
-	kind := &kinds(t)[3]
+	kind := &plantest.Load(t, "cards").Kinds[3]
 	slab, err := profile.NewSlab(kind, 2)
 	if err != nil {
 		t.Fatal(err)
@@ -158,7 +145,7 @@ func TestSlab_SlotOutside_PanicsInsteadOfReadingOn(t *testing.T) {
 }
 
 func TestView_CallersMemory_IsUsedInPlace(t *testing.T) {
-	kind := &kinds(t)[3]
+	kind := &plantest.Load(t, "cards").Kinds[3]
 	memory, late := make([]int64, 3*kind.Words()), make([]int64, len(kind.Rings))
 	slab, err := profile.View(kind, unsafe.Pointer(&memory[0]), int64(kind.Size), 3, late)
 	if err != nil {
@@ -177,7 +164,7 @@ func TestView_CallersMemory_IsUsedInPlace(t *testing.T) {
 }
 
 func TestView_MemoryThatCannotBe_ErrSlabNamesIt(t *testing.T) {
-	kind := &kinds(t)[3]
+	kind := &plantest.Load(t, "cards").Kinds[3]
 	memory, late := make([]int64, 2*kind.Words()), make([]int64, len(kind.Rings))
 	base, size := unsafe.Pointer(&memory[0]), int64(kind.Size)
 	for name, c := range map[string]struct {

@@ -2,26 +2,13 @@ package rings_test
 
 import (
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
-	"time"
 
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/rings"
 )
-
-// seeded draws from the environment's SEED, and tells the one that it used.
-func seeded(t *testing.T) *rand.Rand {
-	t.Helper()
-	seed, err := strconv.ParseUint(os.Getenv("SEED"), 10, 64)
-	if err != nil {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Logf("SEED=%d", seed)
-	return rand.New(rand.NewPCG(seed, 3))
-}
 
 var codes = []int{plan.Count, plan.Frauds, plan.Sum, plan.Max, plan.SquaresHigh, plan.SquaresLow, plan.Distinct}
 
@@ -72,7 +59,7 @@ func (h history) window(w *plan.Window, at, open int64, tiles int) int64 {
 }
 
 func TestMove_RandomHistory_EveryWindowIsWhatItsTilesGive(t *testing.T) {
-	rng := seeded(t)
+	rng := plantest.Seeded(t)
 	for range 150 {
 		n := []int{1, 2, 3, 5, 12, 38, 70}[rng.IntN(7)]
 		ring, words := ringOf(rng, n)
@@ -139,7 +126,7 @@ func check(t *testing.T, rng *rand.Rand, ring *plan.Ring, p []int64, known histo
 }
 
 func TestMove_OpenTile_LeavesAZeroCell(t *testing.T) {
-	rng := seeded(t)
+	rng := plantest.Seeded(t)
 	ring, words := ringOf(rng, 4)
 	p := make([]int64, words)
 	for _, f := range ring.Fields {
@@ -167,7 +154,7 @@ func TestMove_OpenTile_LeavesAZeroCell(t *testing.T) {
 }
 
 func TestSetTile_ThenTile_GivesItBack(t *testing.T) {
-	ring, words := ringOf(seeded(t), 5)
+	ring, words := ringOf(plantest.Seeded(t), 5)
 	p := make([]int64, words)
 	for i := range ring.Fields {
 		for tile := int64(3); tile <= 7; tile++ {

@@ -3,25 +3,12 @@ package score
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"testing"
 
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 )
-
-func loadPlan(tb testing.TB, name string) *plan.Plan {
-	tb.Helper()
-	data, err := os.ReadFile("../plan/testdata/" + name + ".plan")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	p, err := plan.Parse(data)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return p
-}
 
 // stream fills an arena with events of entities drawn uniformly, perKind of each kind; LSNs go on from lsn.
 type stream struct {
@@ -67,7 +54,7 @@ func (s *stream) fill(n int) {
 }
 
 func BenchmarkRun(b *testing.B) {
-	p := loadPlan(b, "cards")
+	p := plantest.Load(b, "cards")
 	for _, perKind := range []int{2_500, 10_000, 250_000} {
 		for _, rows := range []int{1, 64, 256} {
 			b.Run(fmt.Sprintf("entities=%d/rows=%d", perKind*4, rows), func(b *testing.B) {

@@ -9,6 +9,7 @@ import (
 
 	"weir/gocore/internal/ort"
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 )
 
@@ -20,7 +21,7 @@ const (
 // ready is an arena of `cards` whose rows can be scored.
 func ready(tb testing.TB) *Arena {
 	tb.Helper()
-	s := newStream(tb, loadPlan(tb, "cards"), testSlot, testRows, 1000)
+	s := newStream(tb, plantest.Load(tb, "cards"), testSlot, testRows, 1000)
 	s.fill(testRows)
 	return s.arena
 }
@@ -134,7 +135,7 @@ func TestRun_Range_LeavesOtherRowsAlone(t *testing.T) {
 }
 
 func TestRun_Dry_ChangesNothingAndSeesWhatAdvanceSees(t *testing.T) {
-	s := newStream(t, loadPlan(t, "cards"), 3, 40, 50_000_000)
+	s := newStream(t, plantest.Load(t, "cards"), 3, 40, 50_000_000)
 	width := len(s.arena.Plan.Features)
 	for range 40 {
 		s.fill(40)
@@ -251,9 +252,9 @@ func TestLabel_WrongArguments_ErrRowsAndNothingChanged(t *testing.T) {
 }
 
 func TestBind_MemoryThatIsTooSmall_ErrArena(t *testing.T) {
-	p := loadPlan(t, "cards")
+	p := plantest.Load(t, "cards")
 	a := newArena(t, p, testSlot, testRows)
-	other := loadPlan(t, "cards")
+	other := plantest.Load(t, "cards")
 	word, width := make([]int64, testRows*16), testRows*len(p.Features)
 	good := Rows{word, word, word, 16, 16, 16}
 	floats, risk := make([]float32, width), make([]float32, testRows)
@@ -299,7 +300,7 @@ func TestBind_MemoryThatIsTooSmall_ErrArena(t *testing.T) {
 func TestRun_Batch_AllocatesNothing(t *testing.T) {
 	const rows, runs = 64, 100
 	for _, flags := range []Flags{Advance | Vectors, Dry | Vectors} {
-		s := newStream(t, loadPlan(t, "cards"), 50, rows*(runs+1), 5_000_000) // rings move in most rows
+		s := newStream(t, plantest.Load(t, "cards"), 50, rows*(runs+1), 5_000_000) // rings move in most rows
 		s.fill(s.arena.Rows)
 		first := 0
 		allocs := testing.AllocsPerRun(runs, func() { // runs once more than it is told, to warm up
@@ -315,7 +316,7 @@ func TestRun_Batch_AllocatesNothing(t *testing.T) {
 }
 
 func TestRun_BatchWithRisk_AllocatesNothing(t *testing.T) {
-	p := loadPlan(t, "cards")
+	p := plantest.Load(t, "cards")
 	model := scoringModel(t, p, "cards")
 	s := newStream(t, p, 50, 64, 1000)
 	s.fill(64)
@@ -332,6 +333,6 @@ func TestRun_BatchWithRisk_AllocatesNothing(t *testing.T) {
 }
 
 func TestRun_ModelOfAnotherWidth_ErrRowsAndNothingChanged(t *testing.T) {
-	model := scoringModel(t, loadPlan(t, "handbook"), "handbook")
+	model := scoringModel(t, plantest.Load(t, "handbook"), "handbook")
 	refusesRun(t, ready(t), model, 0, testRows, Advance|Risk, "takes 15 features, the plan gives 40")
 }

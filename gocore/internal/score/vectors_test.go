@@ -12,6 +12,7 @@ import (
 
 	"weir/gocore/internal/ort"
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 )
 
@@ -113,7 +114,7 @@ func TestRun_SharedVectors_EqualNumpys(t *testing.T) {
 	for _, name := range []string{"cards", "handbook"} {
 		for _, rows := range []int{1, 13, 64} {
 			t.Run(fmt.Sprintf("%s/rows=%d", name, rows), func(t *testing.T) {
-				p, v := loadPlan(t, name), loadVectors(t, name)
+				p, v := plantest.Load(t, name), loadVectors(t, name)
 				if p.Hash != v.PlanHash {
 					t.Fatalf("the vectors are of plan %s, not %s: python tests/unit/test_go_vectors.py writes them anew", v.PlanHash, p.Hash)
 				}
@@ -182,7 +183,7 @@ func place(x float32) int64 {
 func TestRun_SharedVectors_ScoresEqualNumpys(t *testing.T) {
 	for _, name := range []string{"cards", "handbook"} {
 		t.Run(name, func(t *testing.T) {
-			p, v := loadPlan(t, name), loadVectors(t, name)
+			p, v := plantest.Load(t, name), loadVectors(t, name)
 			model := scoringModel(t, p, name)
 			arena := newArena(t, p, v.Capacity, 64)
 			v.feed(t, arena, model, 64, Advance|Risk, func(step, row, at int) {

@@ -4,24 +4,11 @@ import (
 	"math"
 	"math/bits"
 	"math/rand/v2"
-	"os"
 	"testing"
 
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 )
-
-func loadPlan(tb testing.TB, name string) *plan.Plan {
-	tb.Helper()
-	data, err := os.ReadFile("../plan/testdata/" + name + ".plan")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	p, err := plan.Parse(data)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return p
-}
 
 // grid calls check with magnitudes from 2^-60 to 2^62 in small steps, and with the numbers beside each power of two.
 func grid(check func(x float64)) {
@@ -243,7 +230,7 @@ func rawRows(rng *rand.Rand, p *plan.Plan, n int) []int64 {
 
 func TestBuild_ManyRows_EqualOneAtATime(t *testing.T) {
 	for _, name := range []string{"cards", "handbook"} {
-		p := loadPlan(t, name)
+		p := plantest.Load(t, name)
 		b, width := NewBuilder(p), len(p.Features)
 		for _, n := range []int{1, chunkRows - 1, chunkRows, chunkRows + 1, 3*chunkRows + 5} {
 			raw := rawRows(rand.New(rand.NewPCG(1, uint64(n))), p, n)
@@ -266,7 +253,7 @@ func TestBuild_ManyRows_EqualOneAtATime(t *testing.T) {
 }
 
 func TestBuild_Rows_AllocatesNothing(t *testing.T) {
-	p := loadPlan(t, "cards")
+	p := plantest.Load(t, "cards")
 	b := NewBuilder(p)
 	raw, out := rawRows(rand.New(rand.NewPCG(2, 2)), p, 40), make([]float32, 40*len(p.Features))
 	if allocs := testing.AllocsPerRun(50, func() { b.Build(raw, out) }); allocs != 0 {

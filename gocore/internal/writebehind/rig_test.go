@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"maps"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -14,6 +13,7 @@ import (
 
 	"weir/gocore/internal/l1"
 	"weir/gocore/internal/plan"
+	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/profile"
 	"weir/gocore/internal/tiers"
 )
@@ -124,14 +124,8 @@ type rig struct {
 
 func newRig(t testing.TB, cards int, levels ...Level) *rig {
 	t.Helper()
-	data, err := os.ReadFile("../plan/testdata/cards.plan")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &rig{t: t}
-	if r.plan, err = plan.Parse(data); err != nil {
-		t.Fatal(err)
-	}
+	r := &rig{t: t, plan: plantest.Load(t, "cards")}
+	var err error
 	r.l1, err = l1.New(r.plan, int64(cards*r.plan.Kinds[0].Size), 4, func(kind int, id string, slot int) {
 		r.OnEvict(kind, id, slot)
 	})
