@@ -1,11 +1,12 @@
 """A slab: one contiguous buffer of equal-sized profiles, seen as bytes, as 8-byte words and as 4-byte halves.
 
 Memory comes zeroed from the system and is committed page by page when it is first touched, so a large slab costs nothing
-before it is used. Pages are small on purpose: with the huge ones that numpy asks for, a batch of new entities waited 5 to 25 ms
-for them to be zeroed, against 2 (docs/results/first.md). An all-zero slot is an empty one. The views share the buffer; nothing
-is ever copied between them.
+before it is used. Pages are small unless huge ones are asked for: with those, batches of new entities waited 5 to 25 ms
+for zeroing, against 2 (docs/results/first.md); finding a profile among a million costs less (docs/results/scorers.md). An
+all-zero slot is an empty one. The views share the buffer; nothing is ever copied between them.
 """
 
+import contextlib
 import mmap
 import struct
 
@@ -18,13 +19,14 @@ from features.plan import KindPlan
 class Slab:
     """Profiles of one kind. `late_dropped[r]`, int64, counts the events that ring r no longer had a tile for."""
 
-    def __init__(self, kind: KindPlan, capacity: int) -> None:
+    def __init__(self, kind: KindPlan, capacity: int, huge_pages: bool = False) -> None:
         self.kind = kind
         self.capacity = capacity
         # Private: a forked child must not write into its parent's profiles. There is no mapping of no bytes.
         memory = mmap.mmap(-1, max(capacity, 1) * kind.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
-            memory.madvise(mmap.MADV_NOHUGEPAGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
+            with contextlib.suppress(OSError):  # a kernel without huge pages refuses both
+                memory.madvise(mmap.MADV_HUGEPAGE if huge_pages else mmap.MADV_NOHUGEPAGE)
         self.rows: npt.NDArray[np.uint8] = np.frombuffer(memory, dtype=np.uint8).reshape(-1, kind.size)
         self.words: npt.NDArray[np.int64] = self.rows.view("<i8")
         self.halves: npt.NDArray[np.uint32] = self.rows.view("<u4")

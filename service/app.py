@@ -209,7 +209,8 @@ def _build(settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, stor
     w = settings.write_behind
     write_behind = WriteBehind(plan, touched, journal, w.interval_ms, w.batch_max, w.profiles_max)
     pinned_max = settings.queue.events_max + PINNED_BESIDE_MAX
-    l1 = L1(plan, settings.l1.bytes_max if settings.l1.enabled else 0, pinned_max, write_behind.on_evict)
+    l1_bytes_max = settings.l1.bytes_max if settings.l1.enabled else 0
+    l1 = L1(plan, l1_bytes_max, pinned_max, write_behind.on_evict, settings.l1.huge_pages)
     b = settings.bloom
     bloom = MaybeSet(b.keys_max, b.fpp, b.backend) if b.enabled else None
     window_ms = settings.idempotency.window_hours * HOUR_MS

@@ -15,13 +15,15 @@ from service.tiers.sieve import NONE, Sieve
 class L1:
     """`find` and `claim` pin the slot for the caller, who gives it back with `unpin`.
 
-    pinned_max: how many slots of a kind can be pinned at once on top of what fits in `bytes_max`.
+    pinned_max: how many slots of a kind can be pinned at once on top of what fits in `bytes_max`. huge_pages: see Slab.
     """
 
-    def __init__(self, plan: Plan, bytes_max: int, pinned_max: int, on_evict: Callable[[int, str, int], None]) -> None:
+    def __init__(
+        self, plan: Plan, bytes_max: int, pinned_max: int, on_evict: Callable[[int, str, int], None], huge_pages: bool = False
+    ) -> None:
         self.plan = plan
         self.bytes_max = bytes_max
-        self.slabs = [Slab(kind, bytes_max // kind.size + pinned_max) for kind in plan.kinds]
+        self.slabs = [Slab(kind, bytes_max // kind.size + pinned_max, huge_pages) for kind in plan.kinds]
         self.index: list[dict[str, int]] = [{} for _ in plan.kinds]
         self.sieves = [Sieve() for _ in plan.kinds]
         self.bytes_used = 0

@@ -2,6 +2,9 @@
 
 import os
 import random
+import re
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -143,3 +146,20 @@ def test_random_use_keeps_bound_index_and_bytes(plan: Plan) -> None:
         assert l1.bytes_used == sum(sizes)
         assert l1.bytes_used <= l1.bytes_max + sum(plan.kinds[k].size for k, _ in pinned)
     assert sum(l1.n_evicted) > 1_000
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="this kernel has no huge pages")
+@pytest.mark.parametrize(("huge_pages", "flag"), [(True, "hg"), (False, "nh")])
+def test_huge_pages_are_asked_for_only_if_the_setting_says_so(plan: Plan, huge_pages: bool, flag: str) -> None:
+    """The mapping under a slab carries the advice: hg for huge pages, nh for none."""
+    l1 = L1(plan, 64 << 20, 8, lambda kind, entity, slot: None, huge_pages)
+    address = l1.slabs[CARD].rows.ctypes.data
+    mappings = Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace").split("VmFlags:")
+    found = [
+        flags.split("\n")[0].split()
+        for before, flags in pairwise(mappings)
+        for start, end in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) ", before, re.MULTILINE)[-1:]
+        if int(start, 16) <= address < int(end, 16)
+    ]
+    assert len(found) == 1
+    assert flag in found[0]

@@ -63,8 +63,8 @@ class OnnxArm:
 
     name = "onnx"
 
-    def __init__(self, plan: Plan, scorer: OnnxScorer, per_kind: int, rows_max: int) -> None:
-        self.arena = _arena(plan, per_kind, rows_max)
+    def __init__(self, plan: Plan, scorer: OnnxScorer, per_kind: int, rows_max: int, huge_pages: bool) -> None:
+        self.arena = _arena(plan, per_kind, rows_max, huge_pages)
         self.vectors, self.risk = self.arena.vectors, self.arena.risk
         self.stretch: Block
         self._plan, self._scorer, self._builder = plan, scorer, VectorBuilder(plan)
@@ -90,8 +90,8 @@ class GoArm:
 
     name = "go"
 
-    def __init__(self, plan: Plan, model_file: Path, per_kind: int, rows_max: int) -> None:
-        self.arena = _arena(plan, per_kind, rows_max)
+    def __init__(self, plan: Plan, model_file: Path, per_kind: int, rows_max: int, huge_pages: bool) -> None:
+        self.arena = _arena(plan, per_kind, rows_max, huge_pages)
         self.vectors, self.risk = self.arena.vectors, self.arena.risk
         self.stretch: Block
         self._core, self._scorer = load_core(), GoScorer(plan, model_file)
@@ -169,5 +169,5 @@ class OrtArm:
         self._session.run(n)
 
 
-def _arena(plan: Plan, per_kind: int, rows_max: int) -> Arena:
-    return Arena(plan, [Slab(kind, per_kind) for kind in plan.kinds], max(rows_max, CHUNK_ROWS))
+def _arena(plan: Plan, per_kind: int, rows_max: int, huge_pages: bool) -> Arena:
+    return Arena(plan, [Slab(kind, per_kind, huge_pages) for kind in plan.kinds], max(rows_max, CHUNK_ROWS))

@@ -31,6 +31,7 @@ def scorers(
     objects_max: Annotated[int, typer.Option(min=0, help="Most entities that Python objects are measured with.")] = 1_000_000,
     events_per_s: Annotated[float, typer.Option(min=1, help="How fast event time moves, events per second.")] = 20_000.0,
     slow_hours: Annotated[float, typer.Option(min=0.01, help="The slow pace: hours between two events of an entity.")] = 4.0,
+    huge_pages: Annotated[bool, typer.Option("--huge-pages", help="Huge pages under the slabs, as l1.huge_pages.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
@@ -46,6 +47,7 @@ def scorers(
                 objects_entities_max=objects_max,
                 events_per_s=events_per_s,
                 slow_hours=slow_hours,
+                huge_pages=huge_pages,
             )
         if min(options.entities) < ENTITIES_MIN or max(options.rows) > ROWS_MAX:
             raise BenchError(f"--entities below {ENTITIES_MIN} or --rows above {ROWS_MAX:,} are not measured")

@@ -50,8 +50,10 @@ class Population:
         self.stream = Stream(plan, entities, 0.0, SEED)
         per_kind, rows_max = self.stream.per_kind, max(options.rows)
         scorer = OnnxScorer(plan, model_file)
-        self._onnx = OnnxArm(plan, scorer, per_kind, rows_max)
-        self._go = GoArm(plan, model_file, per_kind, rows_max) if missing_core() is None else None
+        self._onnx = OnnxArm(plan, scorer, per_kind, rows_max, options.huge_pages)
+        self._go = None
+        if missing_core() is None:
+            self._go = GoArm(plan, model_file, per_kind, rows_max, options.huge_pages)
         self._objects = ObjectsArm(scorer, per_kind, rows_max) if objects else None
         self._ready = (OrtArm(model_file, rows_max, plan.n_features), SessionArm(scorer, rows_max))
 

@@ -17,6 +17,7 @@ class ScorersOptions(msgspec.Struct, frozen=True):
     objects_entities_max: int = 1_000_000
     events_per_s: float = 20_000.0
     slow_hours: float = 4.0
+    huge_pages: bool = False  # under the slabs, as l1.huge_pages has it
     batch_rows_min: int = 6_144
     batches_max: int = 400
     memory_entities: int = 40_000
