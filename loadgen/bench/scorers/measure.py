@@ -27,6 +27,7 @@ SEED = 7
 ARMS = ("ort", "session.run", "go", "onnx", "objects")  # in the order of tables
 HISTORY_ROWS = 20_000  # events before the first timed one; one per entity if that is more
 HOT_ENTITIES_MAX = 40_000  # up to here every profile is touched before an arm's batches are timed: 36 MB of slabs
+WARM_CHUNKS = 32  # of events before an arm's batches are timed, where profiles are too many: page tables and caches are hot
 BATCHES_MIN = 12  # per round
 TOLERANCE = 1e-6  # of a score, between engines
 
@@ -86,7 +87,7 @@ class Population:
         and the whole score of the next in one call each; the others' scores are those of every second batch as well."""
         n_rows = n * _batches(self._options, n)
         warm = list(self.stream.each_once(0)) if self.entities <= HOT_ENTITIES_MAX else []
-        warm.append(self.stream.draw(CHUNK_ROWS))
+        warm += [self.stream.draw(CHUNK_ROWS) for _ in range(WARM_CHUNKS if self.entities > HOT_ENTITIES_MAX else 1)]
         pairs = self.stream.draw(2 * n_rows)
         vectors = np.empty((n_rows, self._plan.n_features), dtype=np.float32)
         onnx, go, objects = self._onnx, self._go, self._objects
