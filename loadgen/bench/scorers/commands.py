@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from loadgen.bench.children import BenchError
-from loadgen.bench.scorers.page import COLUMNS, cell_row, scorers_page
+from loadgen.bench.scorers.page import COLUMNS, cell_row, plain, scorers_page
 from loadgen.bench.scorers.result import ScorersOptions, ScorersResult
 from loadgen.bench.scorers.run import run_scorers
 from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, print_table, say, write
@@ -60,7 +60,7 @@ def _print(result: ScorersResult) -> None:
     for scene in result.scenes:
         cells = [cell for cell in result.cells if cell.scene == scene.name]
         title = (
-            f"{scene.name}: {scene.entities:,} entities, {scene.events_per_s:,.3g} events per second of event time,"
+            f"{scene.name}: {scene.entities:,} entities, {plain(scene.events_per_s)} events per second of event time,"
             f" {scene.ring_moves_per_tx:.2g} rings moved per transaction; µs per transaction, medians"
         )
         print_table(title, COLUMNS, [cell_row(cell) for cell in cells])

@@ -16,7 +16,7 @@ def scorers_page(result: ScorersResult) -> str:
     figures: list[tuple[str, str, Figure]] = []
     for scene in result.scenes:
         cells = [cell for cell in result.cells if cell.scene == scene.name]
-        note = f"{scene.events_per_s:,.3g} events per second of event time; {scene.ring_moves_per_tx:.2g} rings moved each"
+        note = f"{plain(scene.events_per_s)} events per second of event time; {scene.ring_moves_per_tx:.2g} rings moved each"
         figures.append((f"µs per transaction, {scene.name}", f"by batch size; {note}", _by_size(cells)))
         for n in sorted({cell.n for cell in cells} & {1, 256}):
             name = f"Features and inference, {n} at once, {scene.name}"
@@ -28,7 +28,7 @@ def scorers_page(result: ScorersResult) -> str:
         ("Memory of a process", "MiB resident after one score, by scorers", _bars([("resident", x, y, "@a")], "group"))
     )
     facts = [
-        (f"{target.name} (goal {target.limit:g})", "–" if target.value is None else f"{target.value:,.3g}")
+        (f"{target.name} (goal {target.limit:,g})", "–" if target.value is None else plain(target.value))
         for target in result.targets
     ]
     lead = (
@@ -36,6 +36,11 @@ def scorers_page(result: ScorersResult) -> str:
         f" {sum(target.met is True for target in result.targets)} of {len(result.targets)}."
     )
     return page("Weir bench scorers", lead, facts, figures, _tables(result), result.caveats)
+
+
+def plain(value: float) -> str:
+    """A number as people write it: 20,000 and 0.174, not 2e+04."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def cell_row(cell: Cell) -> tuple[TableCell, ...]:
