@@ -254,7 +254,8 @@ func TestRandom_FailuresAndEvictions_NothingIsLostOrStale(t *testing.T) {
 	cache.switchOff(false)
 	far.switchOff(false)
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if s := r.Status(); !s[1].IsDown && !s[2].IsDown {
+		// Not only up: a write that was refused a moment ago may be about to say that its level is down.
+		if s, last := r.Status(), r.last.Load(); !s[1].IsDown && !s[2].IsDown && s[1].Position == last && s[2].Position == last {
 			break
 		}
 	}
