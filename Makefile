@@ -54,9 +54,9 @@ test-python: setup go  ## all Python tests
 	$(BIN)/python -m pytest -q
 
 test-go: setup go  ## vet and test the Go module, with the race detector; skipped, with the reason, where Go is missing
-	@if go=$$($(BIN)/python -m gocore.build --print-go); then \
+	@if [ -e $(GO_STAMP) ] && go=$$($(BIN)/python -m gocore.build --print-go); then \
 		export WEIR_TEST_ONNXRUNTIME=$(CURDIR)/gocore/build/libonnxruntime.so; cd gocore && $$go vet ./... && $$go test -race ./...; \
-	else echo "Go tests skipped: see above"; fi
+	else echo "Go tests skipped: the core could not be built, see above"; fi
 
 fuzz-go: setup go  ## fuzz the parsers of plans and profiles, a minute each
 	cd gocore && go=$$(../$(BIN)/python -m gocore.build --print-go) && \

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -127,19 +126,6 @@ func (j *Journal) Read(from uint64, visit func(*Block) error) error {
 	last := j.last.Load()
 	j.mu.Unlock()
 	return read(segments, from, last, visit)
-}
-
-// ReadDirectory visits the blocks of a journal that nobody has open, without changing it.
-func ReadDirectory(directory string, from uint64, visit func(*Block) error) error {
-	durable, _, err := readMark(filepath.Join(directory, durableName))
-	if err != nil {
-		return err
-	}
-	segments, err := listSegments(directory)
-	if err != nil {
-		return err
-	}
-	return read(segments, from, durable, visit)
 }
 
 // Trim deletes segments that hold only LSNs below below, never the newest; it returns the bytes freed. A segment that was

@@ -67,11 +67,8 @@ func (f *Feed) Drain(ctx context.Context) error {
 	return f.ship(ctx)
 }
 
-// Position is what the ledger has, as far as it was met; IsDown is true from a failure until it answers again.
+// Position is what the ledger has, as far as it was met.
 func (f *Feed) Position() uint64 { return f.position.Load() }
-
-// IsDown reports whether the last attempt failed.
-func (f *Feed) IsDown() bool { return f.isDown.Load() }
 
 func (f *Feed) run(ctx context.Context) {
 	for {

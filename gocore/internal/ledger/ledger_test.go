@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -14,36 +13,13 @@ import (
 
 	"weir/gocore/internal/tiers"
 	"weir/gocore/internal/tiers/postgres"
+	"weir/gocore/internal/tiers/tierstest"
 )
 
-var databases atomic.Int64
-
-// freshPool is a pool over an empty database on the server of WEIR_TEST_POSTGRES_URL; it is dropped in the end.
+// freshPool is a pool over an empty database.
 func freshPool(t testing.TB) *postgres.Pool {
 	t.Helper()
-	url := os.Getenv("WEIR_TEST_POSTGRES_URL")
-	if url == "" {
-		t.Skip("no Postgres: WEIR_TEST_POSTGRES_URL is not set")
-	}
-	settings, err := pgx.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	database := fmt.Sprintf("weir_ledger_%d_%d", os.Getpid(), databases.Add(1))
-	admin := func(statement string) {
-		conn, err := pgx.ConnectConfig(context.Background(), settings)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(context.Background())
-		if _, err := conn.Exec(context.Background(), statement); err != nil {
-			t.Fatal(err)
-		}
-	}
-	admin("CREATE DATABASE " + database)
-	t.Cleanup(func() { admin("DROP DATABASE " + database + " WITH (FORCE)") })
-	pool, err := postgres.NewPool(fmt.Sprintf("user=%s password='%s' host=%s port=%d dbname=%s",
-		settings.User, settings.Password, settings.Host, settings.Port, database), 2)
+	pool, err := postgres.NewPool(tierstest.FreshDatabase(t), 2)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +151,7 @@ func TestFeed_JournalGrows_RowsFollow(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := int(j.n.Load())
-	if got := stored(t, l); len(got) != n-n/3 || f.Position() != uint64(n) || got[0] != "1:1" || f.IsDown() {
+	if got := stored(t, l); len(got) != n-n/3 || f.Position() != uint64(n) || got[0] != "1:1" || f.isDown.Load() {
 		t.Errorf("%d rows of %d entries, position %d, first %s", len(got), n, f.Position(), got[0])
 	}
 	if j.synced.Load() != uint64(n) {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,36 +13,6 @@ import (
 	"weir/gocore/internal/tiers"
 	"weir/gocore/internal/tiers/tierstest"
 )
-
-var databases atomic.Int64
-
-// freshURL is the address of an empty database on the server of WEIR_TEST_POSTGRES_URL; it is dropped in the end.
-func freshURL(t testing.TB) string {
-	t.Helper()
-	url := os.Getenv("WEIR_TEST_POSTGRES_URL")
-	if url == "" {
-		t.Skip("no Postgres: WEIR_TEST_POSTGRES_URL is not set")
-	}
-	settings, err := pgx.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	database := fmt.Sprintf("weir_test_%d_%d", os.Getpid(), databases.Add(1))
-	admin := func(statement string) {
-		conn, err := pgx.ConnectConfig(context.Background(), settings)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(context.Background())
-		if _, err := conn.Exec(context.Background(), statement); err != nil {
-			t.Fatal(err)
-		}
-	}
-	admin("CREATE DATABASE " + database)
-	t.Cleanup(func() { admin("DROP DATABASE " + database + " WITH (FORCE)") })
-	return fmt.Sprintf("user=%s password='%s' host=%s port=%d dbname=%s",
-		settings.User, settings.Password, settings.Host, settings.Port, database)
-}
 
 func startOn(t testing.TB, url string) *Tier {
 	t.Helper()
@@ -62,12 +30,12 @@ func startOn(t testing.TB, url string) *Tier {
 
 func TestPostgres_Suite(t *testing.T) {
 	tierstest.Run(t, func(t *testing.T) (tiers.Tier, func() error) {
-		return startOn(t, freshURL(t)), func() error { return nil }
+		return startOn(t, tierstest.FreshDatabase(t)), func() error { return nil }
 	})
 }
 
 func TestOpen_TwoAtOnce_SchemaIsMadeOnce(t *testing.T) {
-	url := freshURL(t)
+	url := tierstest.FreshDatabase(t)
 	failed := make(chan error, 2)
 	for range 2 {
 		pool, err := NewPool(url, 2)
@@ -83,7 +51,7 @@ func TestOpen_TwoAtOnce_SchemaIsMadeOnce(t *testing.T) {
 }
 
 func TestOpen_NewerSchema_ErrNewerSchema(t *testing.T) {
-	url := freshURL(t)
+	url := tierstest.FreshDatabase(t)
 	first := startOn(t, url)
 	err := first.pool.With(t.Context(), time.Second, func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, "UPDATE weir_schema SET version = $1", len(migrations)+1)
@@ -103,7 +71,7 @@ func TestOpen_NewerSchema_ErrNewerSchema(t *testing.T) {
 }
 
 func TestFill_OtherServer_FailsUntilPositionIsRead(t *testing.T) {
-	tier := startOn(t, freshURL(t))
+	tier := startOn(t, tierstest.FreshDatabase(t))
 	tier.pool.generation.Add(1) // as greet does when a connection meets another server
 	if _, err := tier.Fill(t.Context(), [][]byte{[]byte("a")}); !errors.Is(err, ErrOtherServer) {
 		t.Errorf("fill: %v", err)
@@ -118,7 +86,7 @@ func TestFill_OtherServer_FailsUntilPositionIsRead(t *testing.T) {
 }
 
 func TestFill_ConnectionsKilled_WorksAgainAfterPosition(t *testing.T) {
-	url := freshURL(t)
+	url := tierstest.FreshDatabase(t)
 	tier, killer := startOn(t, url), startOn(t, url)
 	err := killer.pool.With(t.Context(), time.Second, func(ctx context.Context, conn *pgx.Conn) error {
 		_, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -138,7 +106,7 @@ func TestFill_ConnectionsKilled_WorksAgainAfterPosition(t *testing.T) {
 }
 
 func TestFill_ServerLocked_ErrUnavailableAtTheDeadline(t *testing.T) {
-	url := freshURL(t)
+	url := tierstest.FreshDatabase(t)
 	tier, locker := startOn(t, url), startOn(t, url)
 	tier.readDeadline = 100 * time.Millisecond
 	err := locker.pool.With(t.Context(), 5*time.Second, func(ctx context.Context, conn *pgx.Conn) error {
@@ -191,7 +159,7 @@ func TestNewPool_WrongAddress_ErrURL(t *testing.T) {
 }
 
 func BenchmarkFill(b *testing.B) {
-	tier := startOn(b, freshURL(b))
+	tier := startOn(b, tierstest.FreshDatabase(b))
 	keys := make([][]byte, 64)
 	var profiles []tiers.Profile
 	for i := range keys {

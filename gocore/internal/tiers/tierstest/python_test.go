@@ -4,14 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"os/exec"
 	"slices"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	goredis "github.com/redis/go-redis/v9"
 
 	"weir/gocore/internal/ledger"
@@ -30,13 +28,12 @@ const (
 // TestTiers_PythonService_ReadsOursAndWeReadIts runs the Python service's tiers on the stores that ours have written to.
 // WEIR_TEST_PYTHON is an interpreter that can import the service; its directory of work is the checkout.
 func TestTiers_PythonService_ReadsOursAndWeReadIts(t *testing.T) {
-	python := os.Getenv("WEIR_TEST_PYTHON")
-	redisURL, postgresURL := os.Getenv("WEIR_TEST_REDIS_URL"), os.Getenv("WEIR_TEST_POSTGRES_URL")
-	if python == "" || redisURL == "" || postgresURL == "" {
-		t.Skip("WEIR_TEST_PYTHON, WEIR_TEST_REDIS_URL and WEIR_TEST_POSTGRES_URL are not all set")
+	python, redisURL := os.Getenv("WEIR_TEST_PYTHON"), os.Getenv("WEIR_TEST_REDIS_URL")
+	if python == "" || redisURL == "" {
+		t.Skip("WEIR_TEST_PYTHON and WEIR_TEST_REDIS_URL are not both set")
 	}
+	postgresURL := tierstest.FreshDatabase(t)
 	cleanRedis(t, redisURL)
-	postgresURL = freshDatabase(t, postgresURL)
 	far, err := redis.New(redis.Options{
 		URL: redisURL, Namespace: namespace, ReadDeadline: time.Second, PutDeadline: time.Second, Connections: 2,
 	})
@@ -142,28 +139,4 @@ func cleanRedis(t *testing.T, address string) {
 	}
 	clean()
 	t.Cleanup(clean)
-}
-
-// freshDatabase is the address of an empty database, in a form that both services understand.
-func freshDatabase(t *testing.T, address string) string {
-	t.Helper()
-	fresh, err := url.Parse(address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	database := fmt.Sprintf("weir_test_python_%d", os.Getpid())
-	admin := func(statement string) {
-		conn, err := pgx.Connect(context.Background(), address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(context.Background())
-		if _, err := conn.Exec(context.Background(), statement); err != nil {
-			t.Fatal(err)
-		}
-	}
-	admin("CREATE DATABASE " + database)
-	t.Cleanup(func() { admin("DROP DATABASE " + database + " WITH (FORCE)") })
-	fresh.Path = "/" + database
-	return fresh.String()
 }
