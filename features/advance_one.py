@@ -36,6 +36,7 @@ SIGN = 1 << 63
 
 
 PARTIAL_FLAG = 1 << 16  # bit 0 of the flags: begun while the stored profile could not be asked for
+ERASED_FLAG = 1 << 17  # bit 1: a tombstone, what erasure leaves in the tiers until every writer is past its LSN
 
 
 def version_word(kind_number: int) -> int:

@@ -14,7 +14,7 @@ from features.advance_one import label_one
 from features.columns import encode_many
 from features.plan import Plan
 from features.slab import Slab
-from features.transaction import Transaction
+from features.transaction import Transaction, is_blank
 from features.vector import VectorBuilder
 
 FIRST_CAPACITY = 1024
@@ -43,7 +43,7 @@ class MemoryEngine:
         slots = np.full((len(txs), len(self.plan.kinds)), -1, dtype=np.int64)
         for kind in self.plan.kinds:
             ids = [getattr(tx, kind.id_field) for tx in txs]
-            slots[:, kind.number] = [-1 if i is None else self._slot(kind.number, i) for i in ids]
+            slots[:, kind.number] = [-1 if i is None or is_blank(i) else self._slot(kind.number, i) for i in ids]
         raw, _ = advance(self.plan, self.slabs, slots, columns, lsns)
         self.lsn = first + len(txs) - 1
         return self._builder.build(raw)
@@ -57,11 +57,22 @@ class MemoryEngine:
             if slot is not None and kind.keeps_frauds:
                 label_one(self.slabs[kind.number], slot, tx.ts, delta, self.lsn)
 
-    def profile(self, kind_name: str, entity: str) -> bytes | None:
-        """The profile's bytes, or None for an entity that was never seen."""
-        number = next(k.number for k in self.plan.kinds if k.name == kind_name)
+    def erase(self, kind_name: str, entity: str) -> None:
+        """Forget an entity: its next event is its first."""
+        number = self._number(kind_name)
         slot = self.index[number].get(entity)
-        return None if slot is None else self.slabs[number].get(slot)
+        if slot is not None:
+            self.slabs[number].clear(slot)
+
+    def profile(self, kind_name: str, entity: str) -> bytes | None:
+        """The profile's bytes, or None for an entity that was never seen, or not since it was erased."""
+        number = self._number(kind_name)
+        slot = self.index[number].get(entity)
+        profile = None if slot is None else self.slabs[number].get(slot)
+        return profile if profile is not None and profile[0] else None
+
+    def _number(self, kind_name: str) -> int:
+        return next(k.number for k in self.plan.kinds if k.name == kind_name)
 
     def _slot(self, number: int, entity: str) -> int:
         index = self.index[number]

@@ -7,7 +7,7 @@ bitmaps unite, rings align by tile number, a remembered value is the one of the 
 import struct
 from collections.abc import Mapping
 
-from features.advance_one import PROFILE_VERSION, cells_of, combine, sum_window
+from features.advance_one import ERASED_FLAG, PROFILE_VERSION, cells_of, combine, sum_window, version_word
 from features.plan import (
     COUNT,
     DISTINCT,
@@ -50,6 +50,22 @@ def check(kind: KindPlan, profile: bytes) -> None:
 def is_partial(profile: bytes) -> bool:
     """True if the profile was begun while the stored one could not be asked for; it is merged with that one later."""
     return bool(profile[2] & 1)
+
+
+def tombstone(kind: KindPlan, lsn: int) -> bytes:
+    """What the erasure `lsn` leaves of a profile in the tiers: header only. To whoever finds it the entity is a new one.
+
+    Its LSN keeps older bytes from coming back: a tier takes no profile of a lower one.
+    """
+    words = [0] * kind.header_words
+    words[W_VERSION] = version_word(kind.number) | ERASED_FLAG
+    words[W_LAYOUT], words[W_LSN] = kind.layout, lsn
+    return struct.pack(f"<{kind.header_words}q", *words).ljust(kind.size, b"\0")
+
+
+def is_tombstone(profile: bytes) -> bool:
+    """True if the entity was erased and nothing has come of it since."""
+    return bool(profile[2] & 2)
 
 
 def lsn_of(profile: bytes) -> int:

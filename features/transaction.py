@@ -20,6 +20,10 @@ Mcc = Annotated[int, msgspec.Meta(ge=0, le=9999)]
 Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90)]
 Longitude = Annotated[float, msgspec.Meta(ge=-180, le=180)]
 
+# What an erased id becomes, character by character: unprintable, so that no id is ever one, and of the same length in UTF-8,
+# so that a journal block keeps its size. By the bytes that the character took: a control character or one of private use.
+BLANKS = ("\x00", "\x80", "\ue000", "\U000f0000")
+
 CHANNELS = ("ecom", "pos", "atm", "moto", "other")  # the order is part of the plan: a channel's code is its place
 
 
@@ -48,6 +52,16 @@ class Transaction(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=T
     channel: str | None = None
     lat: Latitude | None = None
     lon: Longitude | None = None
+
+
+def blank(text: str) -> str:
+    """What is left of an id that was erased: as many characters and as many bytes of UTF-8, no information but those."""
+    return "".join(BLANKS[len(character.encode()) - 1] for character in text)
+
+
+def is_blank(text: str) -> bool:
+    """True for an id that was erased."""
+    return text[0] in BLANKS
 
 
 def check(tx: Transaction) -> None:

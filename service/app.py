@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from features.spec import load_spec
 from models.card import ARTIFACTS, MODEL_FILE, ModelCard, load_card
 from models.scorer import ModelError, Scorer
 from models.scorers import ScorerMissing, missing_scorer, open_scorer
+from service.applied import Applied
+from service.audit import Audit
 from service.auth import KEY_FILE, KeyRing
 from service.bloom_cover import cover_events, cover_profiles
 from service.clock import Clock
@@ -32,12 +35,13 @@ from service.decisions import Decisions
 from service.dry_run import DryRun
 from service.embedded import EmbeddedServers
 from service.engine import Engine
-from service.errors import StartError, TierUnavailable
+from service.erasure import Erasures
+from service.errors import StartError
 from service.fetch import Fetcher
 from service.gauges import watch_engine
 from service.handlers.protocol import HttpRunner
 from service.handlers.router import build_web_app
-from service.journal import Journal, JournalError
+from service.journal import EPOCH_MAX, EPOCH_SHIFT, Journal, JournalError
 from service.keeper import Keeper
 from service.labels import Labels
 from service.ledger_feed import LedgerFeed
@@ -49,8 +53,9 @@ from service.partials import Partials
 from service.pipeline import Pipeline
 from service.recovery import Recovery
 from service.scorer_switch import ScorerSwitch
-from service.settings import Settings
-from service.stores import EPOCH_SHIFT, Stores, check_against_journal, mark_behind, open_stores
+from service.settings import DAY_MS, Settings
+from service.stores import Stores, check_against_journal, mark_behind, open_stores
+from service.tier_switch import TierSwitch, read_enabled
 from service.tiers.bloom import MaybeSet, RotatingMaybeSet
 from service.tiers.l1 import L1
 from service.touched import Touched
@@ -61,6 +66,7 @@ log = structlog.get_logger(__name__)
 HTTP_STOP_DEADLINE_S = 3.0  # for requests under way, such as one whose body never ends
 STOP_DEADLINE_S = 20.0  # for each of write-behind and the ledger; what is left is in the journal and replayed at the next start
 HOUR_MS = 3_600_000
+EPOCH_DAY_0 = 20_089  # days from 1970 to 2025: LSN epochs, 15 bits, last for 80 years and 40 starts a day
 GC_THRESHOLD = 20_000  # containers allocated and not freed before the youngest generation is searched; Python's is 700
 PINNED_BESIDE_MAX = 4_096  # slots of a kind that labels and recovery pin beside the queue; address space until used
 
@@ -181,20 +187,24 @@ async def start_engine(
 
     Raises StartError, JournalError.
     """
-    stores = await open_stores(settings, settings.data_dir, stack)
+    enabled = read_enabled(settings)
+    audit = Audit(settings.data_dir)
+    stack.callback(audit.close)
+    stores = await open_stores(settings, settings.data_dir, enabled, stack)
     journal = Journal.open(
         settings.data_dir / "journal",
         sync=settings.journal.sync,
         interval_ms=settings.journal.interval_ms,
         segment_bytes=settings.journal.segment_bytes,
-        epoch_floor=stores.highest_position >> EPOCH_SHIFT,
+        bytes_max=settings.journal.bytes_max,
+        epoch_floor=max(stores.highest_lsn >> EPOCH_SHIFT, _epoch_of_today()),
         accept_loss=accept_loss,
     )
     stack.callback(journal.abandon)
     if journal.cut_reason:
         log.warning("journal was cut", bytes=journal.cut_bytes, reason=journal.cut_reason)
     check_against_journal(stores, journal.last_lsn, journal.trimmed_lsn, accept_loss)
-    engine = _build(settings, plan, card, scorer, stores, journal)
+    engine = _build(settings, plan, card, scorer, stores, journal, enabled, audit)
     await _recover(engine, stores, scorer)
     await _start_tasks(engine, stores, settings, stack)
     engine.pipeline.is_open = True
@@ -202,17 +212,23 @@ async def start_engine(
     return engine
 
 
-def _build(settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, stores: Stores, journal: Journal) -> Engine:
+def _build(
+    settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, stores: Stores, journal: Journal,
+    enabled: Mapping[str, bool], audit: Audit,
+) -> Engine:  # fmt: skip
     """Every stop, given what it needs."""
     clock = Clock(settings.time.clock, settings.time.future_ms_max, settings.time.past_ms_max or plan.longest_ms, _wall_ms)
     touched = Touched(len(plan.kinds))
     w = settings.write_behind
-    write_behind = WriteBehind(plan, touched, journal, w.interval_ms, w.batch_max, w.profiles_max)
+    applied = Applied(journal)
+    write_behind = WriteBehind(plan, touched, journal, applied, w.interval_ms, w.batch_max, w.profiles_max)
     pinned_max = settings.queue.events_max + PINNED_BESIDE_MAX
-    l1_bytes_max = settings.l1.bytes_max if settings.l1.enabled else 0
-    l1 = L1(plan, l1_bytes_max, pinned_max, write_behind.on_evict, settings.l1.huge_pages)
+    l1 = L1(plan, settings.l1.bytes_max, pinned_max, write_behind.on_evict, settings.l1.huge_pages)
+    if not enabled["l1"]:
+        l1.bytes_max = 0
     b = settings.bloom
-    bloom = MaybeSet(b.keys_max, b.fpp, b.backend) if b.enabled else None
+    bloom = MaybeSet(b.keys_max, b.fpp, b.backend)
+    bloom.is_on = enabled["bloom"]
     window_ms = settings.idempotency.window_hours * HOUR_MS
     maybe = RotatingMaybeSet(window_ms, b.keys_max, b.fpp, _wall_ms, b.backend) if b.enabled else None
     fetcher = Fetcher(plan, l1, stores.levels, bloom, write_behind)
@@ -228,11 +244,15 @@ def _build(settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, stor
     if stores.ledger is not None:
         feed = LedgerFeed(stores.ledger, journal, stores.ledger_position, w.interval_ms)
     dry_run = DryRun(plan, fetcher, scorer, card.model, policy, lists, clock)
-    labels = Labels(plan, l1, fetcher, decisions, journal, touched)
+    erasures = Erasures(plan, journal, fetcher, write_behind, decisions, stores.decisions, stores.rocks)
+    labels = Labels(plan, l1, fetcher, decisions, journal, touched, erasures.blanked)
+    tier_switch = TierSwitch(
+        settings.data_dir, enabled, l1, settings.l1.bytes_max, bloom, write_behind, lambda: cover_profiles(bloom, stores)
+    )
     scorers = ScorerSwitch(plan, model_directory(settings, plan) / MODEL_FILE, pipeline, dry_run)
     return Engine(
         plan, clock, l1, bloom, stores.levels, fetcher, pipeline, dry_run, scorers, lists, ListStore(stores.lists), decisions,
-        labels, journal, write_behind, feed,
+        labels, journal, applied, write_behind, feed, erasures, tier_switch, audit,
     )  # fmt: skip
 
 
@@ -247,34 +267,30 @@ async def _recover(engine: Engine, stores: Stores, scorer: Scorer) -> None:
     """Lists and profiles as they were when the last accepted entry had been applied."""
     engine.reason = "recovering"
     await engine.list_store.load(engine.lists)
-    position = stores.replay_position()
+    position = stores.replay_position(engine.journal.trimmed_lsn)
     recovery = Recovery(
         engine.plan, engine.l1, engine.fetcher, scorer, engine.decisions, engine.lists, engine.journal,
-        engine.pipeline.touched, engine.clock,
+        engine.pipeline.touched, engine.clock, engine.erasures,
     )  # fmt: skip
-    behind = mark_behind(stores, position, engine.journal.last_lsn)
+    for number, from_complete in mark_behind(stores, position, engine.journal.last_lsn):
+        consumer = engine.write_behind.consumers[number]
+        engine.write_behind.meet(consumer, consumer.position, from_complete)
+    await engine.erasures.load()
     await recovery.run(position, stores.decisions_position)
     for change in recovery.list_changes:
         await engine.list_store.put(change, engine.lists, engine.now_ms())
-    for number, from_complete in behind:
-        consumer = engine.write_behind.consumers[number]
-        try:
-            await engine.write_behind.catch_up(consumer, from_complete)
-        except TierUnavailable as error:  # of the complete level; write-behind tries again
-            consumer.is_known = False
-            consumer.level.fail(error)
 
 
 async def _start_tasks(engine: Engine, stores: Stores, settings: Settings, stack: AsyncExitStack) -> None:
     """Background tasks, and their end in reverse order: no new requests, write-behind, ledger, local store, journal."""
 
-    def low_position() -> int:
-        positions = [consumer.position for consumer in engine.write_behind.consumers]
-        return min(positions + ([engine.ledger_feed.position] if engine.ledger_feed else []), default=0)
+    async def low_positions() -> dict[str, int]:
+        positions = await engine.write_behind.trim_positions()
+        return positions if engine.ledger_feed is None else positions | {"ledger": engine.ledger_feed.position}
 
     keeper = Keeper(
-        stores.rocks, stores.decisions, stores.l2, engine.decisions, engine.journal,
-        settings.l2.flush_interval_ms, settings.journal.keep_hours, low_position,
+        stores.decisions, stores.l2, engine.decisions, engine.journal, engine.applied,
+        settings.l2.flush_interval_ms, settings.journal.keep_hours, low_positions,
     )  # fmt: skip
     engine.journal.start()
     stack.push_async_callback(_close_journal, engine.journal)
@@ -284,15 +300,20 @@ async def _start_tasks(engine: Engine, stores: Stores, settings: Settings, stack
         engine.ledger_feed.start()
         stack.push_async_callback(engine.ledger_feed.stop, STOP_DEADLINE_S)
     partials = Partials(
-        engine.plan, engine.l1, engine.fetcher, engine.journal, settings.write_behind.interval_ms,
-        engine.write_behind.first_unwritten, engine.write_behind.keep,
-    )  # fmt: skip
+        engine.plan, engine.l1, engine.fetcher, engine.journal, settings.write_behind.interval_ms, engine.write_behind
+    )
     partials.start()
     stack.push_async_callback(partials.stop)
     engine.write_behind.start()
     stack.push_async_callback(engine.write_behind.stop, STOP_DEADLINE_S)
+    engine.erasures.start(keeper, engine.labels, engine.ledger_feed, stores.ledger)
+    stack.push_async_callback(engine.erasures.stop)
+    stack.push_async_callback(engine.tier_switch.close)
     stack.push_async_callback(_drain, engine)
-    covers = [asyncio.create_task(cover_profiles(engine, stores)), asyncio.create_task(cover_events(engine, stores))]
+    covers = [
+        asyncio.create_task(cover_profiles(engine.bloom, stores)),
+        asyncio.create_task(cover_events(engine.decisions.maybe, stores)),
+    ]
     stack.push_async_callback(_cancel, covers)
 
 
@@ -332,6 +353,11 @@ def _listen(host: str, port: int) -> socket.socket:
 def _cannot_listen(host: str, port: int, error: OSError) -> StartError:
     fix = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
     return StartError(f"cannot listen on {host}:{port}: {error.strerror}; give another {fix}")
+
+
+def _epoch_of_today() -> int:
+    """No data directory begins below what another one may have reached: a store that is met later then knows lower LSNs."""
+    return min(max(_wall_ms() // DAY_MS - EPOCH_DAY_0, 0), EPOCH_MAX // 2)
 
 
 def _wall_ms() -> int:

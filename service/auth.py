@@ -12,7 +12,6 @@ import enum
 import fcntl
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ import msgspec
 import structlog
 from msgspec import Meta
 
+from service.durable_file import replace_file
 from service.errors import Forbidden, KeyFileError, Unauthorized
 
 KEY_FILE: Final = "keys.json"
@@ -102,6 +102,7 @@ class KeyRing:
         self._path = path
         self._monotonic = monotonic
         self._roles: dict[str, tuple[str, Role]] = {}  # hex digest -> itself, role
+        self._names: dict[str, str] = {}  # hex digest -> the key's name
         self._cache: dict[str, Role] = {}  # Authorization header -> role
         self._version: tuple[int, int, int] | None = None  # mtime_ns, size, inode of what was read
         self._check_at = 0.0  # monotonic s; the file is looked at again from here on
@@ -119,12 +120,15 @@ class KeyRing:
         role = self._cache.get(header)
         return self._find(header) if role is None else role
 
+    def name_of(self, header: str | None) -> str:
+        """The name of a key that `role_of` knows, for the audit; empty for one that has gone meanwhile."""
+        return self._names.get(_digest_of(header or ""), "")
+
     def _find(self, header: str) -> Role:
         scheme, _, key = header.partition(" ")
-        key = key.strip()
-        if scheme.lower() != "bearer" or not key:
+        if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("the Authorization header must be: Bearer <key>", "Authorization")
-        digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+        digest = _digest_of(header)
         found = self._roles.get(digest)
         if found is None:  # it may have been added a moment ago
             self._look()
@@ -151,6 +155,7 @@ class KeyRing:
         self._version = version
         entries = _read(self._path)
         self._roles = {entry.sha256: (entry.sha256, parse_role(entry.role)) for entry in entries}
+        self._names = {entry.sha256: entry.name for entry in entries}
         self._cache.clear()
 
     def _stat(self) -> tuple[int, int, int] | None:
@@ -159,6 +164,10 @@ class KeyRing:
         except OSError:
             return None
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _digest_of(header: str) -> str:
+    return hashlib.sha256(header.partition(" ")[2].strip().encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def require(have: Role, need: Role) -> None:
@@ -183,17 +192,5 @@ def _read(path: Path) -> list[KeyEntry]:
 
 
 def _write(path: Path, entries: list[KeyEntry]) -> None:
-    """Replace the file atomically and durably, readable by its owner alone."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)  # a left-over of another mode keeps that mode through O_CREAT
-        file.write(msgspec.json.format(msgspec.json.encode(_KeyFile(_FILE_VERSION, entries)), indent=2) + b"\n")
-        file.flush()
-        os.fsync(descriptor)
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    """Replace the file, readable by its owner alone."""
+    replace_file(path, msgspec.json.format(msgspec.json.encode(_KeyFile(_FILE_VERSION, entries)), indent=2) + b"\n")

@@ -1,35 +1,41 @@
-"""Which profiles changed after a position: from the journal, or, where it no longer reaches back, all of a complete level."""
+"""What a level missed: from the journal, or, where that no longer reaches back, all that a complete level has."""
 
 from collections.abc import AsyncIterator
 
 from features.plan import Plan
-from service.decisions import decode_body
+from service.consumer import Portion
 from service.fetch import entity_key
 from service.journal import Journal
 from service.levels import Level
-from service.records import LABEL, TX, decode_label
+from service.records import entities_of_entry
 from service.stepwise import stepwise
 
 
-async def keys_that_changed(
-    plan: Plan, journal: Journal, position: int, complete: Level | None, from_complete: bool = False
-) -> AsyncIterator[tuple[bytes, int]]:
-    """(key, LSN of a change after `position`), each key at least once. A whole level counts as changed at `position` + 1.
+async def missed_portions(
+    plan: Plan, journal: Journal, position: int, complete: Level | None, keys_max: int
+) -> AsyncIterator[Portion]:
+    """(keys with the LSN of a change, LSN up to which they are complete), about `keys_max` at a time.
 
-    `from_complete`: the journal is known to lack entries after `position`. It is read in any case: the complete level may be a
-    little behind itself.
+    Ends in the turn of the loop in which it has seen the journal's end. `complete` is given where the journal lacks entries
+    after `position`: then all that it has counts as changed at `position` + 1, and the journal is read too, for `complete` may
+    be a little behind itself. Raises TierUnavailable (the complete level), JournalCorrupt.
     """
-    if (position < journal.trimmed_lsn or from_complete) and complete is not None:
+    if complete is not None:
         async for chunk in complete.tier.keys_chunks():  # type: ignore[attr-defined]  # complete levels can be listed
-            for key in chunk:
-                yield key, position + 1
-    async for block in stepwise(journal.read(position + 1)):
-        for entry in block.entries:
-            body = entry.body if entry.kind == TX else decode_label(entry.body).body if entry.kind == LABEL else None
-            if body is None:
-                continue
-            tx = decode_body(body)
-            for kind in plan.kinds:
-                entity = getattr(tx, kind.id_field)
-                if entity is not None:
-                    yield entity_key(kind.name, entity), entry.lsn
+            yield dict.fromkeys(chunk, position + 1), position
+    marked_lsn = position
+    keys: dict[bytes, int] = {}
+    while True:
+        while marked_lsn < journal.last_lsn:
+            async for block in stepwise(journal.read(marked_lsn + 1)):
+                for entry in block.entries:
+                    for kind, entity in entities_of_entry(plan, entry):
+                        keys.setdefault(entity_key(plan.kinds[kind].name, entity), entry.lsn)
+                marked_lsn = block.last_lsn
+                if len(keys) >= keys_max:
+                    yield keys, marked_lsn
+                    keys = {}
+        if not keys:
+            return
+        yield keys, marked_lsn
+        keys = {}

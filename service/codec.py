@@ -60,6 +60,13 @@ class ScorerBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tr
     reason: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
 
 
+class TierBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """Body of PUT /v1/tiers/{name}: whether the tier is on from now on, and why."""
+
+    enabled: bool
+    reason: Annotated[str, Meta(min_length=1, max_length=256)]
+
+
 class _LabelsReply(msgspec.Struct, gc=False):
     labels: Sequence[LabelReply]
     applied: int
@@ -88,6 +95,7 @@ _decode_rows = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_labels = msgspec.json.Decoder(list[Label]).decode
 _decode_list_body = msgspec.json.Decoder(ListBody).decode
 _decode_scorer_body = msgspec.json.Decoder(ScorerBody).decode
+_decode_tier_body = msgspec.json.Decoder(TierBody).decode
 _encode = msgspec.json.Encoder().encode
 _encode_lines = msgspec.json.Encoder().encode_lines
 
@@ -177,6 +185,16 @@ def decode_scorer_body(body: bytes) -> ScorerBody:
         raise refusal(error, body) from None
     if change.reason is not None:
         _check_reason(change.reason)
+    return change
+
+
+def decode_tier_body(body: bytes) -> TierBody:
+    """The body of PUT /v1/tiers/{name}. Raises MalformedBody or InvalidEvent."""
+    try:
+        change = _decode_tier_body(body)
+    except DECODE_ERRORS as error:
+        raise refusal(error, body) from None
+    _check_reason(change.reason)
     return change
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from features.plan import Plan
+from service.durable_file import replace_file
 from service.errors import StartError
 
 PLAN_FILE = "plan.json"
@@ -45,9 +46,11 @@ class DataDir:
         """Profiles are laid out by their plan: a directory of another one is refused before anything reads it."""
         file = self.path / PLAN_FILE
         if not file.exists():
-            fresh = file.with_suffix(".new")  # and a rename: a crash must not leave half a file, which refuses the next start
-            fresh.write_bytes(msgspec.json.encode(PlanRecord(plan.spec_name, plan.hash)))
-            fresh.replace(file)
+            try:  # a crash or a full disk must not leave half a file, which refuses the next start
+                replace_file(file, msgspec.json.encode(PlanRecord(plan.spec_name, plan.hash)), 0o644)
+            except OSError as error:
+                self.close()
+                raise StartError(f"cannot write {file}: {error.strerror}") from None
             return
         try:
             known = msgspec.json.decode(file.read_bytes(), type=PlanRecord)

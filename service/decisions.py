@@ -5,13 +5,13 @@ no read, and one from before the filter's window may count as new. Labels and pe
 Write-behind moves them down with `take` and `taken`; whatever a crash loses of them the journal brings back.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
 
-from features.transaction import Transaction
+from features.transaction import Transaction, is_blank
 from service.decide import Decision
 
 
@@ -42,6 +42,7 @@ class StoredDecision(msgspec.Struct, array_like=True, gc=False):
     def reply(self) -> dict[str, Any]:
         """What GET /v1/decisions shows."""
         tx = self.transaction()
+        shown = {field: None if is_erased(value) else value for field, value in msgspec.to_builtins(tx).items()}
         return {
             "event_id": tx.event_id,
             "lsn": self.lsn,
@@ -52,7 +53,7 @@ class StoredDecision(msgspec.Struct, array_like=True, gc=False):
             "scorer": self.scorer,
             "degraded": self.degraded,
             "label": self.label,
-            "transaction": tx,
+            "transaction": shown,
         }
 
 
@@ -82,10 +83,15 @@ class MaybeEvents(Protocol):
         """It holds every key of the column now: from here on its no counts."""
 
 
+def is_erased(value: object) -> bool:
+    """True for an id of which erasure has left a blank."""
+    return isinstance(value, str) and value != "" and is_blank(value)
+
+
 encode_body = msgspec.msgpack.Encoder().encode
 decode_body = msgspec.msgpack.Decoder(Transaction).decode
-_encode_stored = msgspec.msgpack.Encoder().encode
-_decode_stored = msgspec.msgpack.Decoder(StoredDecision).decode
+encode_stored = msgspec.msgpack.Encoder().encode
+decode_stored = msgspec.msgpack.Decoder(StoredDecision).decode
 
 
 class Decisions:
@@ -106,7 +112,7 @@ class Decisions:
         if found is not None or self._column is None:
             return found
         packed = self._column.get(event_id.encode())
-        return None if packed is None else _decode_stored(packed)
+        return None if packed is None else decode_stored(packed)
 
     def find_recent(self, event_id: str) -> StoredDecision | None:
         """`find` for an event that was accepted within the window of idempotency; a new one costs no read."""
@@ -122,7 +128,7 @@ class Decisions:
         if missing and self._column is not None:
             packed = await self._column.get_many([event_ids[number].encode() for number in missing])
             for number, value in zip(missing, packed, strict=True):
-                found[number] = None if value is None else _decode_stored(value)
+                found[number] = None if value is None else decode_stored(value)
         return found
 
     def add(self, event_id: str, decision: StoredDecision) -> None:
@@ -135,11 +141,20 @@ class Decisions:
         """The event's label, set by the entry `lsn`."""
         self.add(event_id, msgspec.structs.replace(stored, label=label, label_lsn=lsn))
 
+    def change_recent(self, change: Callable[[StoredDecision], StoredDecision | None]) -> int:
+        """Replace each decision in RAM by `change(it)`, unless that is None; how many. Not between `take` and `taken`."""
+        n = 0
+        for decisions in (self._recent, self._taken):
+            changed = {event_id: new for event_id, stored in decisions.items() if (new := change(stored)) is not None}
+            decisions.update(changed)
+            n += len(changed)
+        return n
+
     def take(self, n_max: int) -> dict[bytes, bytes]:
         """Up to `n_max` of what the column lacks, oldest first, by key; then call `taken`, or `take` again after a failure."""
         for event_id in list(islice(self._recent, max(n_max - len(self._taken), 0))):
             self._taken[event_id] = self._recent.pop(event_id)
-        return {event_id.encode(): _encode_stored(stored) for event_id, stored in self._taken.items()}
+        return {event_id.encode(): encode_stored(stored) for event_id, stored in self._taken.items()}
 
     def taken(self) -> None:
         """What `take` gave is in the column now."""

@@ -7,24 +7,28 @@ from typing import Any
 import msgspec
 
 from features.plan import Plan
-from features.profile import describe, lsn_of
+from features.profile import describe, is_tombstone, lsn_of
 from features.transaction import Transaction
+from service.applied import Applied
+from service.audit import Audit, digest
 from service.clock import Clock
 from service.codec import Label, LabelReply
 from service.decide import Decision
 from service.decisions import Decisions, StoredDecision
 from service.dry_run import DryRun
+from service.erasure import Erasures
 from service.errors import JournalUnavailable, NotFound, TierUnavailable, WeirError
 from service.fetch import Fetcher, entity_key
 from service.journal import Journal, JournalError
 from service.labels import Labels
 from service.ledger_feed import LedgerFeed
-from service.levels import Level
+from service.levels import OFF, Level
 from service.list_store import ListStore
-from service.lists import ListChange, Lists
+from service.lists import LIST_NAMES, ListChange, Lists
 from service.pipeline import Answer, Pipeline
 from service.records import LIST, encode_list_change
 from service.scorer_switch import ScorerSwitch
+from service.tier_switch import TierSwitch
 from service.tiers.bloom import MaybeSet
 from service.tiers.l1 import L1
 from service.write_behind import WriteBehind
@@ -36,7 +40,7 @@ class Engine(msgspec.Struct):
     plan: Plan
     clock: Clock
     l1: L1
-    bloom: MaybeSet | None
+    bloom: MaybeSet
     levels: list[Level]
     fetcher: Fetcher
     pipeline: Pipeline
@@ -47,14 +51,19 @@ class Engine(msgspec.Struct):
     decisions: Decisions
     labels: Labels
     journal: Journal
+    applied: Applied
     write_behind: WriteBehind
     ledger_feed: LedgerFeed | None
+    erasures: Erasures
+    tier_switch: TierSwitch
+    audit: Audit
     reason: str = "starting"
 
     @property
     def ready(self) -> tuple[bool, str]:
         """Whether transactions are taken, and if not, why."""
-        return not self.reason, self.reason
+        reason = self.reason or self.journal.problem
+        return not reason, reason
 
     def now_ms(self) -> int:
         """The clock's now."""
@@ -91,7 +100,27 @@ class Engine(msgspec.Struct):
         stored = self.decisions.find(event_id)
         if stored is None:
             raise NotFound("no decision is stored for this event_id", "event_id")
-        return stored
+        return self.erasures.blanked(stored)
+
+    async def erase(self, kind: str, entity: str, who: str, deadline_s: float) -> dict[str, Any]:
+        """Forget an entity; waits `deadline_s` at most until its id is gone everywhere. Raises NotReady, JournalUnavailable."""
+        self.pipeline.check_open()
+        erasure = self.erasures.begin(kind, entity)
+        try:
+            await self.journal.sync_to(erasure.lsn)
+        except JournalError as error:
+            raise JournalUnavailable(f"{error}; erased, but not known to be durable") from None
+        await asyncio.to_thread(self.audit.note, who, "erase", kind=kind, id_digest=digest(kind, entity), lsn=erasure.lsn)
+        left = await self.erasures.wait(erasure, deadline_s)
+        listed = [name for name in LIST_NAMES if self.lists.get(name, kind, entity, self.now_ms()) is not None]
+        state = "erasing" if left else "erased"
+        return {"kind": kind, "id": entity, "lsn": erasure.lsn, "state": state, "left": left, "listed": listed}
+
+    async def switch_tier(self, name: str, is_on: bool, reason: str, who: str) -> None:
+        """Turn a tier on or off. Raises NotFound, NotReady."""
+        self.pipeline.check_open()
+        await self.tier_switch.use(name, is_on)
+        await asyncio.to_thread(self.audit.note, who, "tier", tier=name, enabled=is_on, reason=reason)
 
     async def entity(self, kind: str, entity: str) -> dict[str, Any]:
         """An entity's windows as of its last event, and the LSN that each tier holds. Raises NotFound."""
@@ -100,18 +129,21 @@ class Engine(msgspec.Struct):
         held = {"l1": self.l1.peek(plan.number, entity), "write_behind": self.write_behind.waiting(key)}
         unavailable = []
         for level in self.levels:
+            if level.state == OFF:
+                held[level.name] = None
+                continue
             try:
                 (held[level.name],) = await level.fill([key])
             except TierUnavailable:
                 unavailable.append(level.name)
         newest = max((p for p in held.values() if p is not None), key=lsn_of, default=None)
-        if newest is None:
+        if newest is None or is_tombstone(newest):
             raise NotFound(f"this {kind} is not known", "id")
         return {
             "kind": kind,
             "id": entity,
             **describe(plan, newest),
-            "tiers": {name: None if profile is None else lsn_of(profile) for name, profile in held.items()},
+            "tiers": {name: lsn_of(p) if p is not None and not is_tombstone(p) else None for name, p in held.items()},
             "unavailable": unavailable,
         }
 
@@ -137,6 +169,22 @@ class Engine(msgspec.Struct):
             except JournalError as error:
                 raise JournalUnavailable(f"{error}; changed, but not known to be durable") from None
 
+    def consumers(self) -> list[dict[str, object]]:
+        """Everybody who follows the journal and how far: `lag` counts the entries of this run that it lacks."""
+        found = [(c.level.name, c.level.state, c.position) for c in self.write_behind.consumers]
+        if self.ledger_feed is not None:
+            found.append(("ledger", self.ledger_feed.state, self.ledger_feed.position))
+        return [
+            {"name": name, "state": state, "position": position, "lag": self.journal.n_entries_after(position)}
+            for name, state, position in found
+        ]
+
+    def warnings(self) -> list[str]:
+        """What an analyst should know about the tiers as they are."""
+        if all(level.state == OFF for level in self.levels):
+            return ["no tier below L1 is on: what leaves L1 is found again only in the journal, which is not trimmed"]
+        return []
+
     def tiers(self) -> list[dict[str, object]]:
         """State, hits and lag of every tier, in read order."""
         l1: dict[str, object] = {
@@ -151,19 +199,18 @@ class Engine(msgspec.Struct):
             "misses": self.fetcher.n_misses,
             "evicted": sum(self.l1.n_evicted),
         }
-        tiers = [l1]
-        if self.bloom is not None:
-            tiers.append(self._describe_bloom(self.bloom))
+        tiers = [l1, self._describe_bloom(self.bloom)]
         for consumer in self.write_behind.consumers:
-            lag = len(consumer.dirty) + len(consumer.in_flight)
-            tiers.append(consumer.level.describe() | {"position": consumer.position, "dirty": lag})
+            position = consumer.position
+            lag = self.journal.n_entries_after(position)
+            tiers.append(consumer.level.describe() | {"position": position, "dirty": consumer.n_dirty, "lag": lag})
         return tiers
 
     def _describe_bloom(self, bloom: MaybeSet) -> dict[str, object]:
         return {
             "name": "bloom",
-            "enabled": True,
-            "state": "on" if bloom.covered else "catching_up",
+            "enabled": bloom.is_on,
+            "state": ("on" if bloom.covered else "catching_up") if bloom.is_on else "off",
             "keys": bloom.n_keys,
             "bytes": bloom.n_bytes,
             "lookups": bloom.lookups,

@@ -19,7 +19,8 @@
     │   ├── Overloaded          429  carries Retry-After
     │   ├── ScoringFailed       500  the batch was rolled back
     │   ├── NotReady            503
-    │   └── JournalUnavailable  503  disk full or broken: nothing is accepted
+    │   ├── DiskFull            503  a file beside the journal could not be written
+    │   └── JournalUnavailable  503  disk full or broken, journal.bytes_max: nothing is accepted
     └── StartError              the process cannot start or the command cannot run: one line for the CLI, exit code 1
         ├── SettingsError            a setting is unknown or out of range: exit code 2
         └── KeyFileError             keys.json cannot be read, or the key's name is taken: exit code 2
@@ -208,11 +209,22 @@ class NotReady(ServiceError):
 
 
 class JournalUnavailable(ServiceError):
-    """The journal cannot be appended to (disk full, I/O error): nothing is accepted, nothing was changed."""
+    """The journal cannot be appended to (disk full, its bound reached, I/O error): nothing is accepted or changed."""
 
     status = 503
     title = "Journal unavailable"
     code = "journal-unavailable"
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "1"}
+
+
+class DiskFull(ServiceError):
+    """A file beside the journal (toggles, audit) could not be written."""
+
+    status = 503
+    title = "Disk full"
+    code = "disk-full"
 
 
 class ScoringFailed(ServiceError):

@@ -3,7 +3,8 @@
 All misses of one turn of the loop share one round trip per level, and two transactions that miss on the same profile share
 one read (single flight). A profile that was found is copied into its L1 slot; a new one begins in an all-zero slot; one that
 a level could not be asked for begins there too, flagged partial, and is completed later (partials). A level that still lacks
-changes of a profile is not asked for it. A profile is in L1, or waiting, or neither, never in both.
+changes of a profile is not asked for it. A profile is in L1, or waiting, or neither, never in both. A tombstone never gets into
+L1: whoever meets one has found a new entity.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import structlog
 
 from features.advance_one import PARTIAL_FLAG
 from features.plan import Plan
-from features.profile import UnknownProfileVersion, check, is_partial
+from features.profile import UnknownProfileVersion, check, is_partial, is_tombstone
 from service.errors import TierUnavailable
 from service.levels import Level
 from service.tiers.l1 import L1
@@ -31,13 +32,14 @@ L1_HIT, WAITING, BLOOM_NEW, NEW, UNKNOWN = "l1", "write_behind", "bloom", "new",
 class Miss:
     """A profile being looked for. `source` says in the end where it came from; `degraded` which levels did not answer."""
 
-    __slots__ = ("degraded", "entity", "key", "kind", "source", "waiters")
+    __slots__ = ("degraded", "entity", "is_erased", "key", "kind", "source", "waiters")
 
     def __init__(self, kind: int, entity: str, key: bytes) -> None:
         self.kind = kind
         self.entity = entity
         self.key = key
         self.source = ""
+        self.is_erased = False  # meanwhile: what is found is a thing of the past
         self.degraded: list[str] = []
         self.waiters: list[Callable[[Miss], None]] = []
 
@@ -50,6 +52,10 @@ class WaitingBytes(Protocol):
 
     def take_waiting(self, key: bytes) -> bytes | None:
         """The same, for good: the caller puts them into L1."""
+
+    @property
+    def fullness(self) -> str:
+        """Why no more can wait, empty while it can."""
 
 
 class MaybeProfiles(Protocol):
@@ -78,6 +84,12 @@ def entity_key(kind_name: str, entity: str) -> bytes:
     return f"{kind_name}:{entity}".encode()
 
 
+def split_key(plan: Plan, key: bytes) -> tuple[int, str]:
+    """Inverse of `entity_key`: kind number and id."""
+    name, _, entity = key.decode().partition(":")
+    return next(kind.number for kind in plan.kinds if kind.name == name), entity
+
+
 class Fetcher:
     """Looks up what L1 lacks. `waiting` and `bloom` answer at once, levels are awaited."""
 
@@ -86,7 +98,7 @@ class Fetcher:
         self._kinds = {kind.name.encode(): kind for kind in plan.kinds}
         self._l1 = l1
         self._levels = levels
-        self._bloom = bloom
+        self.bloom = bloom
         self._waiting = waiting
         self._flying: dict[bytes, Miss] = {}
         self._next: list[Miss] = []
@@ -110,11 +122,11 @@ class Fetcher:
         if flying is not None:
             flying.waiters.append(waiter)
             return -1, ""
-        profile = self._waiting.take_waiting(key)
+        profile = self._waiting.waiting(key)
         if profile is not None:
-            return self._place(kind, entity, profile), WAITING
-        if self._bloom is not None and not self._bloom.maybe_has(key):
-            self._bloom.add(key)
+            return self._claim_waiting(kind, entity, key, profile)
+        if self.bloom is not None and not self.bloom.maybe_has(key):
+            self.bloom.add(key)
             return self._l1.claim(kind, entity), BLOOM_NEW
         if not self._levels:
             return self._l1.claim(kind, entity), NEW
@@ -156,26 +168,40 @@ class Fetcher:
             return Found(profile, L1_HIT, degraded)
         profile = self._waiting.waiting(key)
         if profile is not None:
-            return Found(profile, WAITING, degraded)
-        if self._bloom is not None and not self._bloom.maybe_has(key):
+            return Found(None, NEW) if is_tombstone(profile) else Found(profile, WAITING, degraded)
+        if self.bloom is not None and not self.bloom.maybe_has(key):
             return Found(None, BLOOM_NEW)
-        return await self._read_one(key)
+        found = await self._read_one(key)
+        return Found(None, NEW) if found.profile is not None and is_tombstone(found.profile) else found
 
-    async def read_levels(self, keys: Sequence[bytes], trust_all: bool = False) -> AsyncIterator[tuple[bytes, Found]]:
+    def erase(self, kind: int, entity: str) -> None:
+        """The entity is new from now on: its slot is empty, and what is being read of it counts for nothing."""
+        self.partial.pop((kind, entity), None)
+        flying = self._flying.get(entity_key(self._plan.kinds[kind].name, entity))
+        if flying is not None:
+            flying.is_erased = True
+        self._l1.clear(kind, entity)
+
+    async def read_levels(
+        self, keys: Sequence[bytes], trusted: Sequence[Level] | None = None
+    ) -> AsyncIterator[tuple[bytes, Found]]:
         """Ask level after level for what is still missing: (key, what was found), each key once, as soon as it is known.
 
-        A miss in a complete level, or in all levels, is a new entity. `trust_all` takes the copies of levels that lack changes
-        too, for a caller who applies those himself.
+        A miss in a complete level, or in all levels, is a new entity. With `trusted` those levels alone are asked, and their
+        copies are taken even where they lack changes: for a caller who applies those himself. A tombstone is given as it is.
         """
         missing: dict[bytes, list[str]] = {key: [] for key in keys}
         for level in self._levels:
-            asked = [key for key in missing if trust_all or not level.lacks(key)]
+            if trusted is None:
+                asked = [key for key in missing if not level.lacks(key)]
+            else:
+                asked = list(missing) if level in trusted else []
             for key in missing.keys() - asked:
                 missing[key].append(level.name)
             if not asked:
                 continue
             try:
-                profiles = await level.fill(asked, even_old=trust_all)
+                profiles = await level.fill(asked, even_old=trusted is not None)
             except TierUnavailable as error:
                 log.warning("tier unavailable", tier=level.name, detail=error.detail, profiles=len(asked))
                 for key in asked:
@@ -191,6 +217,11 @@ class Fetcher:
         for key, degraded in missing.items():
             yield key, Found(None, UNKNOWN if degraded else NEW, degraded)
 
+    @property
+    def fullness(self) -> str:
+        """Why no transaction can be taken, empty while one can: what leaves L1 has to wait, and there is a limit to it."""
+        return self._waiting.fullness
+
     async def close(self) -> None:
         """Wait for the reads that are under way."""
         while self._tasks:
@@ -202,6 +233,13 @@ class Fetcher:
         if is_partial(profile):
             self.partial.setdefault((kind, entity), [UNKNOWN])
         return slot
+
+    def _claim_waiting(self, kind: int, entity: str, key: bytes, profile: bytes) -> tuple[int, str]:
+        """A slot with the bytes that waited. A tombstone goes on waiting: the levels must have it."""
+        if is_tombstone(profile):
+            return self._l1.claim(kind, entity), NEW
+        self._waiting.take_waiting(key)
+        return self._place(kind, entity, profile), WAITING
 
     def _start(self) -> None:
         misses, self._next = self._next, []
@@ -236,15 +274,19 @@ class Fetcher:
     def _finish(self, miss: Miss, found: Found) -> None:
         """Give the profile its slot and wake everybody who waits for it, in the order in which they came."""
         # Somebody may have put it together meanwhile (partials); the levels do not have that yet.
-        waiting = self._waiting.take_waiting(miss.key)
+        waiting = self._waiting.waiting(miss.key)
         if waiting is not None:
             found = Found(waiting, WAITING, self.partial.get((miss.kind, miss.entity), []))
+        if miss.is_erased or (found.profile is not None and is_tombstone(found.profile)):
+            found = Found(None, NEW)
+        elif waiting is not None:
+            self._waiting.take_waiting(miss.key)
         miss.source, miss.degraded = found.source, found.degraded
         del self._flying[miss.key]
-        if self._bloom is not None:
+        if self.bloom is not None:
             if found.source == NEW:
-                self._bloom.confirm_absent()
-            self._bloom.add(miss.key)
+                self.bloom.confirm_absent()
+            self.bloom.add(miss.key)
         self.n_unknown += found.source == UNKNOWN
         if found.profile is not None:
             slot = self._place(miss.kind, miss.entity, found.profile)

@@ -13,6 +13,7 @@ def watch_engine(metrics: Metrics, engine: Engine) -> None:
     metrics.watch("l1_profiles", lambda: {k.name: len(i) for k, i in zip(engine.plan.kinds, l1.index, strict=True)})
     metrics.watch("l1_bytes", lambda: l1.bytes_used)
     metrics.watch("journal_bytes", lambda: journal.bytes_total)
+    metrics.watch("journal_bytes_max", lambda: journal.bytes_max)
     metrics.watch("journal_durable_lag", lambda: max(journal.last_lsn - journal.durable_lsn, 0))
     metrics.watch("write_behind_profiles", lambda: engine.write_behind.n_waiting)
     metrics.watch("write_behind_lag", lambda: dict(engine.write_behind.lags()))
@@ -39,10 +40,11 @@ def _copy_counts(metrics: Metrics, engine: Engine) -> None:
         _lookups(metrics.tier_lookups, level.name, level.n_lookups, level.n_hits, level.n_unavailable)
     l1_hits = engine.l1.n_hits
     _lookups(metrics.tier_lookups, "l1", l1_hits + engine.fetcher.n_misses, l1_hits, 0)
-    if engine.bloom is not None:
-        metrics.bloom["profiles", "negative"] = engine.bloom.negatives
-        metrics.bloom["profiles", "positive"] = engine.bloom.lookups - engine.bloom.negatives
-        metrics.bloom["profiles", "false_positive"] = engine.bloom.false_positives
+    metrics.bloom["profiles", "negative"] = engine.bloom.negatives
+    metrics.bloom["profiles", "positive"] = engine.bloom.lookups - engine.bloom.negatives
+    metrics.bloom["profiles", "false_positive"] = engine.bloom.false_positives
+    for reason, count in engine.journal.n_refused.items():
+        metrics.journal_refused[reason,] = count
     for slab in engine.l1.slabs:
         for ring, count in zip(slab.kind.rings, slab.late_dropped.tolist(), strict=True):
             metrics.late_dropped[ring.name,] = count

@@ -1,10 +1,10 @@
 """The journal: the local, append-only log in which a transaction is accepted, or it never happened.
 
 Invariants: an LSN is given out once, ever (each run has its own epoch, LSNs of failed appends are burnt); a block is in
-the file whole or not at all; `durable_lsn` never runs ahead of an fsync; after a failed fsync nothing is promised again,
-because the kernel may have dropped the pages it could not write (the failure is sticky until a restart).
-Everything runs on the event loop's thread except fsync, which has one worker thread: whoever waits for durability while
-an fsync runs shares the next one (group commit). Each run writes segments of its own, so a segment has one epoch.
+the file whole or not at all; `durable_lsn` never runs ahead of an fsync, and after a failed one nothing is promised
+(journal_sync.py). With `bytes_max` the segments never take more than that: what nobody needs is trimmed although it was to
+be kept longer, what somebody needs stays, and then nothing is taken. Everything runs on the event loop's thread except fsync.
+Each run writes segments of its own, so a segment has one epoch.
 Cost: append 3.3 µs for one entry of 260 bytes, 0.5 µs per entry at 64. Format: docs/journal.md.
 """
 
@@ -12,7 +12,6 @@ import asyncio
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, Self
 
@@ -30,9 +29,9 @@ from service.journal_format import (
     Entry,
     JournalCorrupt,
     JournalError,
+    JournalFull,
     JournalWriteError,
     encode_block,
-    encode_mark,
     encode_segment_header,
     segment_name,
 )
@@ -47,10 +46,14 @@ from service.journal_segments import (
     repair,
     sync_file,
     trimmed_lsn,
+    write_again,
     write_mark,
 )
+from service.journal_sync import DURABLE_MARK, Syncer, Unsynced
 
 __all__ = [
+    "EPOCH_MAX",
+    "EPOCH_SHIFT",
     "ERASURE",
     "LABEL",
     "LIST",
@@ -60,20 +63,22 @@ __all__ = [
     "Journal",
     "JournalCorrupt",
     "JournalError",
+    "JournalFull",
     "JournalWriteError",
     "read_directory",
 ]
 
 Sync = Literal["group", "interval", "os"]
 
-_DURABLE = "durable"
 _EPOCH = "epoch"
 _CLOSED = -1
+FULL_FREE_BYTES = 64 * 1024  # beside the entries that were refused; then a full disk counts as one with room again
+REFUSALS = ("bytes_max", "disk_full", "failed")
 
 
 def read_directory(path: Path, from_lsn: int = 0) -> Iterator[Block]:
     """Blocks of a journal that nobody has open, without changing it. Raises JournalCorrupt, as `Journal.read`."""
-    durable_lsn = read_mark(path / _DURABLE)
+    durable_lsn = read_mark(path / DURABLE_MARK)
     return read_segments(list_segments(path), from_lsn, durable_lsn or 0)
 
 
@@ -85,27 +90,32 @@ class Journal:
     trimmed_lsn: int  # every entry above it is here; a consumer whose position is below it cannot catch up
 
     def __init__(
-        self, directory: Path, sync: Sync, interval_ms: int, segment_bytes: int, found: Checked, next_lsn: int
+        self, directory: Path, sync: Sync, interval_ms: int, segment_bytes: int, bytes_max: int, found: Checked, next_lsn: int
     ) -> None:
         """Use `open`."""
         self.cut_bytes, self.cut_reason = found.cut_bytes, found.cut_reason
         self.trimmed_lsn = trimmed_lsn(found.segments)
+        self.bytes_max = bytes_max
+        self.holder = ""  # which consumer needs the oldest segment, for messages; whoever trims knows it
+        self.n_refused = dict.fromkeys(REFUSALS, 0)
         self._directory = directory
         self._sync = sync
         self._interval_s = interval_ms / 1000
         self._segment_bytes = segment_bytes
+        # Room for what arrives between two looks of the keeper.
+        self._bytes_wanted = max(bytes_max - 2 * segment_bytes, bytes_max // 2)
         self._segments = found.segments
+        # Two counters, because trim counts on another thread.
+        self._bytes_added = sum(segment.size for segment in found.segments)
+        self._bytes_trimmed = 0
         self._fd = _CLOSED  # the segment being written, opened by the first append
         self._retired_fds: list[int] = []  # written before it, waiting for their fsync
         self._is_directory_dirty = False
-        self._durable_fd = os.open(directory / _DURABLE, os.O_WRONLY)
         self._next_lsn = next_lsn
-        self._last_lsn = self._durable_lsn = found.last_lsn
-        self._failure: JournalWriteError | None = None
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-sync")
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._syncing: asyncio.Future[None] | None = None
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
+        self._last_lsn = found.last_lsn
+        self._refusal: JournalWriteError | None = None  # of the last append, if it found no room
+        self._refused_bytes = 0
+        self._syncer = Syncer(directory, found.last_lsn, self._hand_over, self._copy_segments, self._begin_anew)
         self._interval_task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -116,18 +126,20 @@ class Journal:
         sync: Sync = "interval",
         interval_ms: int = 50,
         segment_bytes: int = 64 << 20,
+        bytes_max: int = 0,
         epoch_floor: int = 0,
         accept_loss: bool = False,
     ) -> Self:
         """Checks what is there, makes it durable and begins a new epoch, above `epoch_floor` and any seen here.
 
+        `bytes_max`: of all segments together, 0 for no limit, else at least four times `segment_bytes`.
         Reads and fsyncs files: call it before the loop serves. The caller holds the lock of the data directory.
         Raises JournalCorrupt (not with `accept_loss`: then every readable block is kept), JournalWriteError.
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
             segments = list_segments(directory)
-            durable_lsn = _read_own_mark(directory / _DURABLE, segments, accept_loss)
+            durable_lsn = _read_own_mark(directory / DURABLE_MARK, segments, accept_loss)
             epoch_seen = max(
                 _read_own_mark(directory / _EPOCH, segments, accept_loss),
                 epoch_floor,
@@ -137,14 +149,15 @@ class Journal:
             epoch = max(epoch_seen, found.last_lsn >> EPOCH_SHIFT) + 1
             if epoch > EPOCH_MAX:
                 raise JournalError(f"epoch {epoch} is past the last one, {EPOCH_MAX}: begin with a new data directory")
-            for segment in found.segments:
-                # After a SIGKILL the tail may be in the page cache only; whoever is handed it takes it for durable.
-                if segment is found.segments[-1] or segment.first_lsn > durable_lsn:
-                    sync_file(segment.path)
+            # After a SIGKILL the tail may be in the page cache only; whoever is handed it takes it for durable.
+            if found.last_lsn > durable_lsn:
+                write_again(found.segments, durable_lsn)
+            elif found.segments:
+                sync_file(found.segments[-1].path)
             sync_file(directory)
-            write_mark(directory / _DURABLE, found.last_lsn)
+            write_mark(directory / DURABLE_MARK, found.last_lsn)
             write_mark(directory / _EPOCH, epoch)
-            return cls(directory, sync, interval_ms, segment_bytes, found, (epoch << EPOCH_SHIFT) | 1)
+            return cls(directory, sync, interval_ms, segment_bytes, bytes_max, found, (epoch << EPOCH_SHIFT) | 1)
         except OSError as error:
             raise JournalWriteError(f"cannot open the journal in {directory}", error) from error
 
@@ -166,37 +179,76 @@ class Journal:
     @property
     def durable_lsn(self) -> int:
         """Everything in the journal up to here survives a power failure."""
-        return self._durable_lsn
+        return self._syncer.durable_lsn
+
+    def n_entries_after(self, lsn: int) -> int:
+        """How many LSNs of this run lie above `lsn`, those that were never used included."""
+        return max(self._last_lsn - max(lsn, (self._next_lsn >> EPOCH_SHIFT) << EPOCH_SHIFT), 0)
 
     @property
     def bytes_total(self) -> int:
         """Size of all segments."""
-        return sum(segment.size for segment in self._segments)
+        return self._bytes_added - self._bytes_trimmed
+
+    @property
+    def excess_bytes(self) -> int:
+        """How much should be trimmed although it was to be kept: the bound is near, or the disk is full."""
+        excess = self.bytes_total - self._bytes_wanted if self.bytes_max else 0
+        if self._refusal is not None and self._refusal.is_disk_full and self.problem:
+            excess = max(excess, self.room_bytes)
+        return max(excess, 0)
+
+    @property
+    def room_bytes(self) -> int:
+        """How much to free at a time where room is short."""
+        return 2 * self._segment_bytes
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be appended at this moment; empty while it can. Asks the file system only after it was full."""
+        if self._syncer.failure is not None:
+            return str(self._syncer.failure)
+        if self._refusal is None:
+            return ""
+        if isinstance(self._refusal, JournalFull):
+            has_room = self.bytes_total + self._refused_bytes <= self.bytes_max
+        else:
+            has_room = _free_bytes(self._directory) >= self._refused_bytes + FULL_FREE_BYTES
+        return "" if has_room else str(self._refusal)
 
     def append(self, entries: Sequence[tuple[int, bytes, bytes]]) -> int:
         """Appends (kind, body, decision) tuples as one block; returns the LSN of the first. Never waits for the disk.
 
         Raises JournalWriteError; then the file is as it was before, the LSNs are burnt, and, unless an fsync or the
-        undoing failed, the next append may succeed.
+        undoing failed, the next append may succeed. JournalFull: `bytes_max` is reached.
         """
         assert entries, "a block has at least one entry"
         first_lsn = self._next_lsn
         self._next_lsn = first_lsn + len(entries)
-        if self._failure is not None:
-            raise self._failure_again()
+        if self._syncer.failure is not None:
+            self.n_refused["failed"] += 1
+            raise self._syncer.failure_again()
         check_bytes, rest = encode_block(first_lsn, entries)
         size = len(check_bytes) + len(rest)
+        if self._bytes_added - self._bytes_trimmed + size > self.bytes_max > 0:
+            raise self._refuse(self._full(size), size)
         if self._fd == _CLOSED or SEGMENT_HEADER_BYTES < self._segments[-1].size > self._segment_bytes - size:
-            self._begin_segment(first_lsn)
+            try:
+                self._begin_segment(first_lsn)
+            except JournalWriteError as error:
+                raise self._refuse(error, size) from error.__cause__
         try:
             written = os.writev(self._fd, (check_bytes, rest))
             if written != size:
                 self._finish_write((check_bytes + rest)[written:])
         except OSError as error:
             self._undo_write()
-            raise JournalWriteError(f"cannot append {size} bytes to {self._segments[-1].path}", error) from error
+            refusal = JournalWriteError(f"cannot append {size} bytes to {self._segments[-1].path}", error)
+            raise self._refuse(refusal, size) from error
         self._segments[-1].size += size
+        self._bytes_added += size
         self._last_lsn = self._next_lsn - 1
+        self._refusal = None
         return first_lsn
 
     def burn(self, n: int) -> None:
@@ -208,23 +260,14 @@ class Journal:
 
         The wait may be cancelled; the fsync goes on.
         """
-        lsn = min(lsn, self._last_lsn)  # those above it are burnt, or not given out yet
-        if lsn <= self._durable_lsn:
-            return
-        if self._failure is not None:
-            raise self._failure_again()
-        self._loop = asyncio.get_running_loop()
-        done = self._loop.create_future()
-        self._waiting.append((lsn, done))
-        if self._syncing is None:
-            self._begin_sync()
-        await done
+        # Those above the last one are burnt, or not given out yet.
+        await self._syncer.sync_to(min(lsn, self._last_lsn))
 
     def start(self) -> None:
         """Starts the interval task if the mode has one. Call it on the running loop."""
-        self._loop = asyncio.get_running_loop()
+        self._syncer.loop = asyncio.get_running_loop()
         if self._sync == "interval":
-            self._interval_task = self._loop.create_task(self._sync_every_interval(), name="journal-interval")
+            self._interval_task = self._syncer.loop.create_task(self._sync_every_interval(), name="journal-interval")
 
     async def close(self) -> None:
         """Makes everything durable and closes the files. Raises JournalWriteError if that fails now, not before."""
@@ -232,44 +275,39 @@ class Journal:
             self._interval_task.cancel()
             await asyncio.wait([self._interval_task])
         try:
-            if self._failure is None:
+            if self._syncer.failure is None:
                 await self.sync_to(self._last_lsn)
-                await asyncio.get_running_loop().run_in_executor(self._worker, os.fsync, self._durable_fd)
+            await self._syncer.finish()
         except OSError as error:
             raise JournalWriteError("cannot sync the durable LSN", error) from error
         finally:
-            while self._syncing is not None:
-                await asyncio.wait([self._syncing])
+            await self._syncer.wait()
             self.abandon()
 
     def abandon(self) -> None:
         """Closes the files as they are, as a crash would; for a start that goes no further. Repeating it is harmless."""
-        self._worker.shutdown(wait=True)
-        for fd in (*self._retired_fds, self._fd, self._durable_fd):
-            if fd != _CLOSED:
-                os.close(fd)
-        self._retired_fds, self._fd, self._durable_fd = [], _CLOSED, _CLOSED
-        self._failure = self._failure or JournalWriteError("the journal is closed")
+        self._syncer.close()
+        self._close_files()
+        self._syncer.failure = self._syncer.failure or JournalWriteError("the journal is closed")
 
     def read(self, from_lsn: int = 0) -> Iterator[Block]:
         """Every entry from `from_lsn` to the last one of this moment, in order; appends may go on meanwhile.
 
         May be consumed on another thread. Raises JournalCorrupt: all of these entries have been accepted.
         """
-        segments = [msgspec.structs.replace(segment) for segment in self._segments]
-        return read_segments(segments, from_lsn, self._last_lsn)
+        return read_segments(self._copy_segments(), from_lsn, self._last_lsn)
 
-    def trim(self, below_lsn: int, keep_s: float = 0.0) -> int:
+    def trim(self, below_lsn: int, keep_s: float = 0.0, bytes_min: int = 0) -> int:
         """Deletes segments that hold only LSNs below `below_lsn`, never the newest; returns the bytes freed.
 
-        A segment that was written to within the last `keep_s` seconds stays, and so do those after it. Deleting 64 MiB takes
-        milliseconds, so it may be called on another thread. Raises JournalError.
+        A segment that was written to within the last `keep_s` seconds stays, and so do those after it, but not before
+        `bytes_min` were freed. Deleting 64 MiB takes milliseconds, so it may be called on another thread. Raises JournalError.
         """
         freed = 0
         while len(self._segments) > 1 and self._segments[1].first_lsn <= below_lsn:
             segment = self._segments[0]
             try:
-                if time.time() - segment.path.stat().st_mtime < keep_s:
+                if freed >= bytes_min and time.time() - segment.path.stat().st_mtime < keep_s:
                     break
                 segment.path.unlink()
                 segment.path.with_name(segment.path.name + DAMAGED_SUFFIX).unlink(missing_ok=True)
@@ -277,8 +315,15 @@ class Journal:
                 raise JournalError(f"cannot delete {segment.path}: {error}") from error
             del self._segments[0]
             freed += segment.size
+            self._bytes_trimmed += segment.size
         self.trimmed_lsn = trimmed_lsn(self._segments)
         return freed
+
+    def finished_segments(self, below_lsn: int) -> list[Segment]:
+        """Every segment that begins below `below_lsn`, none of them written to any more. Raises JournalWriteError."""
+        if self._fd != _CLOSED and self._segments[-1].first_lsn < below_lsn:
+            self._begin_segment(self._next_lsn)
+        return [msgspec.structs.replace(segment) for segment in self._segments if segment.first_lsn < below_lsn]
 
     def _begin_segment(self, first_lsn: int) -> None:
         path = self._directory / segment_name(first_lsn)
@@ -299,9 +344,10 @@ class Journal:
             self._retired_fds.append(self._fd)
         self._fd = fd
         self._segments.append(Segment(first_lsn, path, len(header)))
+        self._bytes_added += len(header)
         self._is_directory_dirty = True
-        if self._retired_fds and self._loop is not None and self._syncing is None:
-            self._begin_sync()
+        if self._retired_fds:
+            self._syncer.begin()
 
     def _finish_write(self, left: bytes) -> None:
         """After a short write: the rest, or the error that made it short. Raises OSError."""
@@ -314,72 +360,54 @@ class Journal:
             os.ftruncate(self._fd, segment.size)
         except OSError as error:
             # Half a block may stand at the end; anything appended after it would be unreadable.
-            self._fail(JournalWriteError(f"cannot cut {segment.path} back to {segment.size} bytes", error))
+            self._syncer.fail(JournalWriteError(f"cannot cut {segment.path} back to {segment.size} bytes", error))
 
-    def _begin_sync(self) -> None:
-        assert self._loop is not None
-        retired_fds, self._retired_fds = self._retired_fds, []
-        lsn, is_directory_dirty = self._last_lsn, self._is_directory_dirty
-        self._is_directory_dirty = False
-        self._syncing = self._loop.run_in_executor(
-            self._worker, self._sync_files, retired_fds, self._fd, is_directory_dirty, lsn
+    def _full(self, size: int) -> JournalFull:
+        why = f"{self.holder} still needs the oldest of them" if self.holder else "they are about to be trimmed"
+        return JournalFull(
+            f"the journal holds {self.bytes_total} bytes, {size} more would exceed journal.bytes_max = {self.bytes_max}; {why}:"
+            " let it catch up, turn it off, or raise journal.bytes_max"
         )
-        self._syncing.add_done_callback(lambda syncing: self._end_sync(syncing, lsn))
 
-    def _sync_files(self, retired_fds: list[int], fd: int, is_directory_dirty: bool, lsn: int) -> None:
-        """On the worker thread."""
-        try:
-            for retired_fd in retired_fds:
-                os.fsync(retired_fd)
-        finally:
-            for retired_fd in retired_fds:
-                os.close(retired_fd)
-        os.fsync(fd)
-        if is_directory_dirty:
-            sync_file(self._directory)
-        # Not fsynced itself: after a power failure an older, lower number only makes the next start less strict.
-        os.pwrite(self._durable_fd, encode_mark(lsn), 0)
+    def _refuse(self, refusal: JournalWriteError, size: int) -> JournalWriteError:
+        self.n_refused[
+            "bytes_max" if isinstance(refusal, JournalFull) else "disk_full" if refusal.is_disk_full else "failed"
+        ] += 1
+        if isinstance(refusal, JournalFull) or refusal.is_disk_full:
+            self._refusal, self._refused_bytes = refusal, size
+        return refusal
 
-    def _end_sync(self, syncing: asyncio.Future[None], lsn: int) -> None:
-        self._syncing = None
-        if syncing.cancelled():
-            return
-        error = syncing.exception()
-        if error is not None:
-            cause = error if isinstance(error, OSError) else None
-            self._fail(JournalWriteError("fsync of the journal failed, what it covered may be lost", cause))
-            return
-        self._durable_lsn = lsn
-        waiting, self._waiting = self._waiting, []
-        for waiting_lsn, done in waiting:
-            if waiting_lsn > lsn:
-                self._waiting.append((waiting_lsn, done))
-            elif not done.done():
-                done.set_result(None)
-        if self._waiting or self._retired_fds:
-            self._begin_sync()
+    def _hand_over(self) -> Unsynced:
+        unsynced = Unsynced(self._retired_fds, self._fd, self._is_directory_dirty, self._last_lsn)
+        self._retired_fds, self._is_directory_dirty = [], False
+        return unsynced
 
-    def _fail(self, failure: JournalWriteError) -> None:
-        self._failure = failure
-        waiting, self._waiting = self._waiting, []
-        for _, done in waiting:
-            if not done.done():
-                done.set_exception(self._failure_again())
+    def _copy_segments(self) -> list[Segment]:
+        return [msgspec.structs.replace(segment) for segment in self._segments]
 
-    def _failure_again(self) -> JournalWriteError:
-        assert self._failure is not None
-        again = JournalWriteError(str(self._failure))
-        again.errno, again.strerror = self._failure.errno, self._failure.strerror
-        return again
+    def _begin_anew(self) -> None:
+        """Other descriptors have written and synced everything; these would only tell of the old failure again."""
+        self._close_files()
+
+    def _close_files(self) -> None:
+        for fd in (*self._retired_fds, self._fd):
+            if fd != _CLOSED:
+                os.close(fd)
+        self._retired_fds, self._fd = [], _CLOSED
 
     async def _sync_every_interval(self) -> None:
-        while self._failure is None:
+        while True:
             await asyncio.sleep(self._interval_s)
-            if self._last_lsn > self._durable_lsn:
-                try:
-                    await self.sync_to(self._last_lsn)
-                except JournalWriteError:
-                    return  # every append says so from now on
+            try:
+                await self.sync_to(self._last_lsn)
+            except JournalWriteError:
+                continue  # every append says so until it is over
+
+
+def _free_bytes(directory: Path) -> int:
+    """Bytes that this process may still write there: root may use what is reserved for it."""
+    stat = os.statvfs(directory)
+    return stat.f_frsize * (stat.f_bfree if os.geteuid() == 0 else stat.f_bavail)
 
 
 def _read_own_mark(path: Path, segments: Sequence[Segment], accept_loss: bool) -> int:

@@ -5,6 +5,7 @@ consecutive, and between blocks they only grow (LSNs of failed batches are never
 docs/journal.md draws the layout. A block is checked as a whole: what `BlockReader` returns has passed its checksum.
 """
 
+import errno
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ BLOCK_HEADER_BYTES = _BLOCK_HEADER.size
 BLOCK_LENGTH_MIN = _BLOCK_START.size  # a run of zeros is not a block: its length is 0, although crc32(b"") is 0 too
 MARK_BYTES = _MARK.size
 _EPOCH_AT = 14  # of a block: bytes 14 and 15 are the high 16 bits of its first LSN
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)  # what a full disk, or the quota on it, says
 
 EPOCH_SHIFT = 48
 EPOCH_MAX = 32767  # an LSN has to fit a signed 64-bit integer in Postgres
@@ -57,9 +60,22 @@ class JournalWriteError(JournalError):
     """The journal could not take or keep entries. `errno` and `strerror` are those of the system call, if there was one."""
 
     def __init__(self, problem: str, cause: OSError | None = None) -> None:
-        super().__init__(problem if cause is None else f"{problem}: {cause}")
         self.errno = cause.errno if cause is not None else None
         self.strerror = cause.strerror if cause is not None else None
+        super().__init__(problem if cause is None else f"{problem}: {_explain(cause)}")
+
+    @property
+    def is_disk_full(self) -> bool:
+        """True if it may go away by itself, when somebody makes room."""
+        return self.errno in NO_SPACE
+
+
+class JournalFull(JournalWriteError):
+    """`journal.bytes_max` is reached, and what is there is still needed."""
+
+
+def _explain(cause: OSError) -> str:
+    return f"the disk is full ({cause.strerror}); make room, no restart is needed" if cause.errno in NO_SPACE else str(cause)
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
@@ -148,7 +164,10 @@ def decode_entries(first_lsn: int, n_entries: int, rest: bytes) -> list[Entry]:
 
 
 class BlockReader:
-    """Walks the blocks of one open segment; `offset` is where the next one starts, `last_lsn` the last one passed."""
+    """Walks the blocks of one open segment.
+
+    `offset` is where the next one starts, `block_offset` where the one given last does, `last_lsn` the last one passed.
+    """
 
     def __init__(self, file: IO[bytes], end: int, first_lsn: int) -> None:
         """`end`: bytes of the file that count; `first_lsn`: from its name, no LSN in it is lower. Raises BadBlock."""
@@ -157,7 +176,7 @@ class BlockReader:
         self._lsn_min = first_lsn
         file.seek(0)
         self.previous_last_lsn = decode_segment_header(file.read(min(end, SEGMENT_HEADER_BYTES)))
-        self.offset = SEGMENT_HEADER_BYTES
+        self.offset = self.block_offset = SEGMENT_HEADER_BYTES
         self.last_lsn = self.previous_last_lsn
 
     def blocks(self, from_lsn: int = 0) -> Iterator[Block]:
@@ -180,7 +199,7 @@ class BlockReader:
                 entries = decode_entries(first_lsn, n_entries, rest)
             except ValueError as error:
                 raise BadBlock(str(error), self.offset) from error
-            self.offset, self.last_lsn = after, last_lsn
+            self.block_offset, self.offset, self.last_lsn = self.offset, after, last_lsn
             skipped = max(0, from_lsn - first_lsn)
             yield Block(first_lsn + skipped, entries[skipped:])
 

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
@@ -29,6 +30,7 @@ from service.journal_format import (
 )
 
 DAMAGED_SUFFIX = ".damaged"  # the untouched original of a repaired segment, deleted together with it
+_COPY_BYTES = 1 << 20
 _SEGMENT_NAME = re.compile(r"[0-9a-f]{16}" + re.escape(SEGMENT_SUFFIX))
 
 
@@ -56,12 +58,15 @@ def list_segments(directory: Path) -> list[Segment]:
 
 
 def read_segments(segments: Sequence[Segment], from_lsn: int, durable_lsn: int) -> Iterator[Block]:
-    """Every entry from `from_lsn` on, in blocks. Raises JournalCorrupt at a bad block or a missing segment.
+    """Every entry from `from_lsn` on, in blocks. Raises JournalCorrupt at a bad block, a missing or an unreadable segment.
 
     Bad bytes at the very end, past `durable_lsn` and with nothing readable after them, end the iteration silently.
     """
     try:
         last_lsn = yield from _walk(segments, _start_index(segments, from_lsn), from_lsn)
+    except _Unreadable as bad:  # a segment that somebody removed, a block that the disk does not give back
+        first_lsn = max(bad.segment.first_lsn, from_lsn)
+        raise JournalCorrupt(f"cannot be read ({bad})", first_lsn, str(bad.segment.path), 0) from bad
     except _Damage as damage:
         if damage.is_tail and damage.last_lsn >= durable_lsn:
             return
@@ -101,6 +106,48 @@ def repair(segments: list[Segment]) -> Checked:
     found.last_lsn = last_lsn or 0
     found.cut_reason = "; ".join(reasons) or None
     return found
+
+
+def write_again(segments: Sequence[Segment], durable_lsn: int) -> int:
+    """Verifies everything after `durable_lsn`, writes the same bytes in the same places and syncs them; returns the last LSN.
+
+    After an fsync has failed the kernel may take pages that it could not write for clean: they are still read, but no later
+    fsync writes them. Writing them again makes them dirty. Files are cut to their `size`. Raises OSError, JournalCorrupt.
+    """
+    start = _start_index(segments, durable_lsn)
+    for segment in segments[start:]:
+        if segment.path.stat().st_size > segment.size:
+            os.truncate(segment.path, segment.size)
+    last_lsn = durable_lsn
+    for segment in segments[start:]:
+        with segment.path.open("r+b") as file:
+            offset = 0  # of the header too, where the whole segment is new
+            try:
+                reader = BlockReader(file, segment.size, segment.first_lsn)
+                for number, _ in enumerate(reader.blocks(durable_lsn + 1)):
+                    if number == 0 and segment.first_lsn <= durable_lsn:
+                        offset = reader.block_offset
+            except BadBlock as bad:
+                raise _Damage(bad, [segment], 0, last_lsn).as_corrupt() from bad
+            if reader.last_lsn > durable_lsn:
+                _write_in_place(file, offset)
+                last_lsn = reader.last_lsn
+            os.fsync(file.fileno())
+    if segments:
+        sync_file(segments[0].path.parent)
+    return last_lsn
+
+
+def _write_in_place(file: IO[bytes], offset: int) -> None:
+    while True:
+        file.seek(offset)
+        data = file.read(_COPY_BYTES)
+        if not data:
+            break
+        file.seek(offset)
+        file.write(data)
+        offset += len(data)
+    file.flush()
 
 
 def trimmed_lsn(segments: Sequence[Segment]) -> int:
@@ -154,37 +201,56 @@ class _Damage(Exception):
         return JournalCorrupt(self.problem, self.missing_lsn, str(self.segment.path), self.offset)
 
 
+class _Unreadable(OSError):
+    """Not damage: the system does not give the bytes."""
+
+    def __init__(self, error: OSError, segment: Segment) -> None:
+        super().__init__(error.errno, error.strerror, str(segment.path))
+        self.segment = segment
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 def _start_index(segments: Sequence[Segment], lsn: int) -> int:
     """The index of the segment that would hold `lsn`; 0 if all are above it."""
     return max(0, sum(segment.first_lsn <= lsn for segment in segments) - 1)
 
 
 def _walk(segments: Sequence[Segment], start: int, from_lsn: int) -> Generator[Block, None, int]:
-    """Blocks of segments `start` and later; returns the last LSN. Raises _Damage at the first unreadable byte."""
+    """Blocks of segments `start` and later; returns the last LSN. Raises _Damage at the first bad byte, _Unreadable."""
     last_lsn: int | None = None
     for index in range(start, len(segments)):
-        segment = segments[index]
-        with segment.path.open("rb") as file:
-            try:
-                reader = BlockReader(file, segment.size, segment.first_lsn)
-            except BadBlock as bad:
-                damage = _Damage(bad, segments, index, last_lsn or 0)
-                # A process killed between creating a segment and its first block leaves less than a header.
-                damage.is_tail = index == len(segments) - 1 and segment.size <= SEGMENT_HEADER_BYTES
-                raise damage from bad
-            if last_lsn is not None and reader.previous_last_lsn != last_lsn:
-                problem = f"segment follows LSN {reader.previous_last_lsn}, the one before ends at {last_lsn}"
-                damage = _Damage(BadBlock(problem, 0), segments, index, last_lsn)
-                damage.missing_lsn = last_lsn + 1
-                raise damage
-            try:
-                yield from reader.blocks(from_lsn)
-            except BadBlock as bad:
-                damage = _Damage(bad, segments, index, reader.last_lsn)
-                damage.is_tail = index == len(segments) - 1 and not reader.find_block()
-                raise damage from bad
-            last_lsn = reader.last_lsn
+        try:
+            last_lsn = yield from _walk_one(segments, index, last_lsn, from_lsn)
+        except OSError as error:
+            raise _Unreadable(error, segments[index]) from error
     return last_lsn or 0
+
+
+def _walk_one(segments: Sequence[Segment], index: int, last_lsn: int | None, from_lsn: int) -> Generator[Block, None, int]:
+    """The same for one segment, which follows `last_lsn` (None: it is the first)."""
+    segment = segments[index]
+    with segment.path.open("rb") as file:
+        try:
+            reader = BlockReader(file, segment.size, segment.first_lsn)
+        except BadBlock as bad:
+            damage = _Damage(bad, segments, index, last_lsn or 0)
+            # A process killed between creating a segment and its first block leaves less than a header.
+            damage.is_tail = index == len(segments) - 1 and segment.size <= SEGMENT_HEADER_BYTES
+            raise damage from bad
+        if last_lsn is not None and reader.previous_last_lsn != last_lsn:
+            problem = f"segment follows LSN {reader.previous_last_lsn}, the one before ends at {last_lsn}"
+            damage = _Damage(BadBlock(problem, 0), segments, index, last_lsn)
+            damage.missing_lsn = last_lsn + 1
+            raise damage
+        try:
+            yield from reader.blocks(from_lsn)
+        except BadBlock as bad:
+            damage = _Damage(bad, segments, index, reader.last_lsn)
+            damage.is_tail = index == len(segments) - 1 and not reader.find_block()
+            raise damage from bad
+        return reader.last_lsn
 
 
 def _check_length(segments: Sequence[Segment], last_lsn: int, durable_lsn: int) -> None:
@@ -199,7 +265,8 @@ def _cut(found: Checked, damage: _Damage) -> None:
     segment, index = damage.segment, damage.index
     keep_bytes = damage.offset if damage.offset > SEGMENT_HEADER_BYTES else 0
     found.cut_bytes = sum(s.size for s in found.segments[index:]) - keep_bytes
-    found.cut_reason = f"{damage.problem} ({segment.path.name} at byte {damage.offset})"
+    where = f"{segment.path.name} at byte {damage.offset}"
+    found.cut_reason = f"{damage.problem} ({where}); everything after LSN {damage.last_lsn} is gone"
     n_kept = index + 1 if keep_bytes else index
     for later in reversed(found.segments[n_kept:]):
         later.path.unlink()
@@ -245,11 +312,16 @@ def _replace(segment: Segment, parts: Sequence[bytes]) -> None:
     damaged = segment.path.with_name(segment.path.name + DAMAGED_SUFFIX)
     damaged.unlink(missing_ok=True)
     damaged.hardlink_to(segment.path)
-    temporary = segment.path.with_suffix(".tmp")
-    _write_durably(temporary, parts)
-    temporary.replace(segment.path)
-    sync_file(segment.path.parent)
+    replace_durably(segment.path, parts)
     segment.size = sum(map(len, parts))
+
+
+def replace_durably(path: Path, parts: Sequence[bytes]) -> None:
+    """Put another file in the place of a segment; whoever reads the old one goes on reading it. Raises OSError."""
+    temporary = path.with_suffix(".tmp")
+    _write_durably(temporary, parts)
+    temporary.replace(path)
+    sync_file(path.parent)
 
 
 def _write_durably(path: Path, parts: Sequence[bytes]) -> None:

@@ -5,7 +5,7 @@ time; numbering, applying and appending happen in one go of the loop, with pre-i
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from service.errors import JournalUnavailable
 from service.fetch import Fetcher
 from service.images import Images
 from service.journal import Journal, JournalError
-from service.records import LABEL, LabelRecord, encode_label
+from service.records import LABEL, LabelRecord, encode_label, journaled_entities
 from service.ticket import Entities
 from service.tiers.l1 import L1
 from service.touched import Touched
@@ -40,16 +40,23 @@ class _Change(msgspec.Struct):
 
 
 class Labels:
-    """Applies labels to decisions and profiles."""
+    """Applies labels to decisions and profiles. `turn` is held from reading decisions until they are changed.
 
-    def __init__(self, plan: Plan, l1: L1, fetcher: Fetcher, decisions: Decisions, journal: Journal, touched: Touched) -> None:
+    blanked: a decision without the ids that are being erased.
+    """
+
+    def __init__(
+        self, plan: Plan, l1: L1, fetcher: Fetcher, decisions: Decisions, journal: Journal, touched: Touched,
+        blanked: Callable[[StoredDecision], StoredDecision],
+    ) -> None:  # fmt: skip
+        self.turn = asyncio.Lock()
         self._plan = plan
         self._l1 = l1
         self._fetcher = fetcher
         self._decisions = decisions
         self._journal = journal
         self._touched = touched
-        self._turn = asyncio.Lock()
+        self._blanked = blanked
         self._tasks: set[asyncio.Task[list[LabelReply]]] = set()
 
     async def apply(self, labels: Sequence[Label]) -> list[LabelReply]:
@@ -65,7 +72,7 @@ class Labels:
     async def _apply_all(self, labels: Sequence[Label]) -> list[LabelReply]:
         replies: list[LabelReply] = []
         for start in range(0, len(labels), STEP_LABELS):
-            async with self._turn:
+            async with self.turn:
                 replies += await self._apply_step(labels[start : start + STEP_LABELS])
         if self._journal.is_synced_before_reply:
             try:
@@ -76,7 +83,8 @@ class Labels:
 
     async def _apply_step(self, labels: Sequence[Label]) -> list[LabelReply]:
         """Find decisions and profiles first, then change everything at once. Nobody else changes labels meanwhile."""
-        found = await self._decisions.find_many([label.event_id for label in labels])
+        stored = await self._decisions.find_many([label.event_id for label in labels])
+        found = [None if decision is None else self._blanked(decision) for decision in stored]
         txs = [None if stored is None else stored.transaction() for stored in found]
         touched = {label.event_id for label in labels if label.label == FRAUD}
         touched |= {label.event_id for label, stored in zip(labels, found, strict=True) if stored and stored.label == FRAUD}
@@ -91,7 +99,8 @@ class Labels:
 
     def _entities(self, tx: Transaction | None) -> Entities:
         """The entities of `tx` whose profiles keep frauds."""
-        return tuple(getattr(tx, kind.id_field) if tx and kind.keeps_frauds else None for kind in self._plan.kinds)
+        known = journaled_entities(self._plan, tx) if tx else (None,) * len(self._plan.kinds)
+        return tuple(entity if kind.keeps_frauds else None for kind, entity in zip(self._plan.kinds, known, strict=True))
 
     def _change_all(
         self,

@@ -9,7 +9,7 @@ import structlog
 
 from service.decisions import decode_body
 from service.errors import TierUnavailable
-from service.journal import Block, Journal
+from service.journal import Block, Journal, JournalError
 from service.ledger import Ledger, LedgerRow
 from service.records import LABEL, TX, decode_label, decode_outcome
 from service.stepwise import stepwise
@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 ROWS_MAX = 2_000  # rows in one transaction
 RETRY_S = 1.0  # after a failure
+JOURNAL_RETRY_S = 10.0  # after one of the journal: each attempt reads it from the ledger's position on
 
 
 class LedgerFeed:
@@ -44,7 +45,7 @@ class LedgerFeed:
         try:
             async with asyncio.timeout(deadline_s):
                 await self.ship()
-        except (TimeoutError, TierUnavailable) as error:
+        except (TimeoutError, TierUnavailable, JournalError) as error:
             log.warning("ledger is behind; the journal has the rest", position=self.position, problem=str(error))
 
     async def ship(self) -> None:
@@ -77,6 +78,11 @@ class LedgerFeed:
                 self.state = "down"
                 self._is_met = False
                 await asyncio.sleep(RETRY_S)
+            except JournalError as error:  # damage that only a restored or repaired journal ends, or a full disk
+                if self.state == "on":
+                    log.error("the ledger cannot be fed from the journal", problem=str(error), position=self.position)
+                self.state = "down"
+                await asyncio.sleep(JOURNAL_RETRY_S)
             except Exception:  # a task's top loop
                 log.exception("ledger feed failed")
                 await asyncio.sleep(RETRY_S)

@@ -8,10 +8,13 @@ from service.metrics import LATENCY_BOUNDS, Histogram
 from service.tiers.base import Tier
 
 ON, DOWN, CATCHING_UP, OFF = "on", "down", "catching_up", "off"
+BREAKERS = {ON: "closed", DOWN: "open", CATCHING_UP: "half_open", OFF: "off"}
 
 
 class Level:
-    """States: on; down (a call failed: neither read nor written until a probe answers); catching_up (written, not read).
+    """States: on; down (a call failed: neither read nor written until a probe answers); catching_up (written, not read); off.
+
+    This is the level's circuit breaker (ADR 0015): closed while it is on, open while it is down, half-open while it catches up.
 
     `is_complete`: a miss here proves that no tier below holds the profile either. `keeps`: what was put stays. A Redis that
     evicts is neither. `lacks(key)`: the level may hold an old copy of this profile, or none, so its answer counts for nothing.
@@ -29,6 +32,7 @@ class Level:
         self.reason = ""
         self.n_lookups = self.n_hits = self.n_unavailable = 0
         self.read_seconds = Histogram(LATENCY_BOUNDS)
+        self.n_failures = 0
 
     async def fill(self, keys: Sequence[bytes], even_old: bool = False) -> list[bytes | None]:
         """The tier's profiles for `keys`. Raises TierUnavailable at once unless the level is on, or, `even_old`, catches up."""
@@ -49,7 +53,9 @@ class Level:
 
     def fail(self, error: TierUnavailable) -> None:
         """A call failed: leave the tier alone until write-behind has reached it again."""
-        self.state, self.reason = DOWN, error.detail
+        self.n_failures += self.state in (ON, CATCHING_UP)
+        if self.state != OFF:
+            self.state, self.reason = DOWN, error.detail
 
     def describe(self) -> dict[str, object]:
         """What GET /v1/tiers shows of it."""
@@ -57,12 +63,14 @@ class Level:
             "name": self.name,
             "enabled": self.state != OFF,
             "state": self.state,
+            "breaker": BREAKERS[self.state],
             "reason": self.reason,
             "complete": self.is_complete,
             "lookups": self.n_lookups,
             "hits": self.n_hits,
             "misses": self.n_lookups - self.n_hits - self.n_unavailable,
             "unavailable": self.n_unavailable,
+            "failures": self.n_failures,
             "read_seconds": round(self.read_seconds.total, 6),
         }
 

@@ -19,12 +19,10 @@ class ListStore:
         self._column = column
 
     async def put(self, change: ListChange, lists: Lists, now_ms: int) -> None:
-        """Write the state of one entry, before anything else runs if it can. Raises TierUnavailable; the journal has it."""
+        """Write the state of one entry, which is journaled, before anything else runs; what the store refuses it gets later."""
         key = _SEPARATOR.join(part.encode() for part in (change.list_name, change.kind, change.id))
         entry = lists.get(change.list_name, change.kind, change.id, now_ms)
-        record = {key: _GONE if entry is None else _encode(entry)}
-        if not self._column.put_now(record):
-            await self._column.put_many(record)
+        self._column.put_soon({key: _GONE if entry is None else _encode(entry)})
 
     async def load(self, lists: Lists) -> None:
         """Fill `lists` with what is stored."""

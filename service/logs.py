@@ -2,10 +2,14 @@
 
 What libraries report through `logging` takes the same form: where and what, not the text of an exception, which may quote.
 
+A record that cannot be written (the disk of the log is full) is dropped: logging never fails whoever logs.
+
 What may be logged: causes, counts, tiers, positions, request ids. Never API keys, ids of entities or events, bodies.
 """
 
+import contextlib
 import logging
+import os
 import sys
 import traceback
 
@@ -28,10 +32,21 @@ def configure_logs(level: int = logging.INFO) -> None:
             *final,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_Stderr()),  # type: ignore[arg-type]  # it needs write and flush
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_LibraryRecords()], force=True)
+
+
+class _Stderr:
+    """Standard error without Python's buffer: what that could not write would fail the next record, and the exit code."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
+
+    def flush(self) -> None:
+        pass
 
 
 class _LibraryRecords(logging.Handler):

@@ -33,6 +33,7 @@ GAUGES: Final[dict[str, tuple[str, str]]] = {
     "l1_profiles": ("Profiles resting in L1, by kind of entity.", "kind"),
     "l1_bytes": ("Bytes of profiles resting in L1.", ""),
     "journal_bytes": ("Bytes of all journal segments.", ""),
+    "journal_bytes_max": ("Bytes that the journal may take, 0 for no limit.", ""),
     "journal_durable_lag": ("Journal entries appended and not yet fsynced.", ""),
     "write_behind_profiles": ("Dirty profiles held in memory.", ""),
     "write_behind_lag": ("Journal entries that a consumer is behind.", "consumer"),
@@ -117,6 +118,7 @@ class Metrics(Collector):
         self.tx = Counts("tx", "Transactions scored, by outcome.", "outcome")
         self.replayed = Counts("tx_replayed", "Transactions answered from their stored decision.")
         self.refused = Counts("refused", "Transactions and requests refused, by problem code.", "reason")
+        self.journal_refused = Counts("journal_refused", "Appends refused: bytes_max|disk_full|failed.", "reason")
         self.batch_rows = Histograms("batch_rows", "Transactions per micro-batch.", ROWS_BOUNDS)
         self.batch_waves = Histograms("batch_waves", "Waves per micro-batch.", WAVES_BOUNDS)
         self.batch_seconds = Histograms("batch_seconds", "Time of one micro-batch, by stop.", LATENCY_BOUNDS, "stop")

@@ -7,21 +7,22 @@ back the position of every level. Cost: one pass over the journal since that cha
 """
 
 import asyncio
-from collections.abc import Callable
 
 import msgspec
 import structlog
 
-from features.advance_one import advance_one, label_one
+from features.advance_one import ERASED_FLAG, advance_one, label_one
 from features.columns import encode
-from features.plan import Plan
+from features.plan import W_LSN, Plan
+from features.profile import is_tombstone, tombstone
 from features.slab import Slab
 from service.decisions import decode_body
 from service.fetch import UNKNOWN, Fetcher, Found, entity_key
 from service.journal import Entry, Journal
-from service.records import LABEL, TX, decode_label
+from service.records import ERASURE, LABEL, TX, decode_label, entities_of_entry
 from service.stepwise import stepwise
 from service.tiers.l1 import L1
+from service.write_behind import WriteBehind
 
 log = structlog.get_logger(__name__)
 
@@ -36,20 +37,18 @@ class Rebuild(msgspec.Struct):
 
 
 class Partials:
-    """One task. `first_unwritten` names the first LSN of a key that a level may lack, `keep` takes what is not in L1."""
+    """One task. Write-behind tells what the levels lack, and takes what is not in L1."""
 
     def __init__(
-        self, plan: Plan, l1: L1, fetcher: Fetcher, journal: Journal, interval_ms: int,
-        first_unwritten: Callable[[bytes], int | None], keep: Callable[[int, str, bytes, int], None],
-    ) -> None:  # fmt: skip
+        self, plan: Plan, l1: L1, fetcher: Fetcher, journal: Journal, interval_ms: int, write_behind: WriteBehind
+    ) -> None:
         self.n_completed = 0
         self._plan = plan
         self._l1 = l1
         self._fetcher = fetcher
         self._journal = journal
         self._interval_s = interval_ms / 1000
-        self._first_unwritten = first_unwritten
-        self._keep = keep
+        self._write_behind = write_behind
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -81,9 +80,11 @@ class Partials:
         keys = {entity_key(self._plan.kinds[kind].name, entity): (kind, entity) for kind, entity in entities}
         # Before the levels are asked: what is written to them in between is then applied twice, and ignored once.
         next_lsn = self._journal.next_lsn
-        first_lsns = {key: self._first_unwritten(key) or next_lsn for key in keys}
+        consumers = self._write_behind.completable()
+        unwritten = {key: [c.first_unwritten(key) or next_lsn for c in consumers] for key in keys}
+        first_lsns = {key: min(lsns, default=next_lsn) for key, lsns in unwritten.items()}
         stored: dict[bytes, Found] = {}
-        async for key, found in self._fetcher.read_levels(list(keys), trust_all=True):
+        async for key, found in self._fetcher.read_levels(list(keys), [consumer.level for consumer in consumers]):
             if found.source != UNKNOWN:
                 stored[key] = found
         if not stored:
@@ -117,6 +118,12 @@ class Partials:
 
     def _apply(self, rebuild: Rebuild, entry: Entry) -> None:
         """The profile's LSN guard leaves out what it already has."""
+        if entry.kind == ERASURE:
+            for number, entity in entities_of_entry(self._plan, entry):
+                slot = rebuild.index[number].get(entity, -1)
+                if slot >= 0 and rebuild.slabs[number].words[slot, W_LSN] < entry.lsn:
+                    rebuild.slabs[number].put(slot, tombstone(self._plan.kinds[number], entry.lsn))
+            return
         delta = 0
         if entry.kind == TX:
             tx = decode_body(entry.body)
@@ -129,7 +136,7 @@ class Partials:
             return
         for kind, slab, index in zip(self._plan.kinds, rebuild.slabs, rebuild.index, strict=True):
             slot = index.get(getattr(tx, kind.id_field), -1)
-            if slot < 0:
+            if slot < 0 or not _is_open(slab, slot, entry.lsn):
                 continue
             if not delta:
                 advance_one(slab, slot, encode(tx, self._plan.currencies), entry.lsn)
@@ -137,10 +144,20 @@ class Partials:
                 label_one(slab, slot, tx.ts, delta, entry.lsn)
 
     def _replace(self, rebuild: Rebuild, kind: int, entity: str, stored: bytes | None, first_lsn: int) -> None:
+        if self._fetcher.partial.pop((kind, entity), None) is None:
+            return  # erased meanwhile
         profile = rebuild.slabs[kind].get(rebuild.index[kind][entity])
         slot = self._l1.index[kind].get(entity)
-        if slot is not None:
+        if slot is not None and not is_tombstone(profile):
             self._l1.slabs[kind].put(slot, profile)
         elif profile[0] and profile != stored:
-            self._keep(kind, entity, profile, first_lsn)
-        del self._fetcher.partial[kind, entity]
+            self._write_behind.keep(kind, entity, profile, first_lsn)
+
+
+def _is_open(slab: Slab, slot: int, lsn: int) -> bool:
+    """True if the entry may change the profile: always, but for one that was erased later. Begins anew after an erasure."""
+    if slab.flat_words[slot * (slab.kind.size >> 3)] & ERASED_FLAG:
+        if lsn <= slab.words[slot, W_LSN]:
+            return False
+        slab.clear(slot)
+    return True

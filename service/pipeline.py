@@ -43,6 +43,7 @@ from service.journal import Journal, JournalError
 from service.lists import Lists
 from service.metrics import LATENCY_BOUNDS, ROWS_BOUNDS, WAVES_BOUNDS, Histogram
 from service.records import TX, encode_outcome
+from service.scrub import is_same_event
 from service.ticket import ABSENT, Row, Ticket, entities_getter
 from service.tiers.l1 import L1
 from service.touched import Touched
@@ -52,6 +53,7 @@ log = structlog.get_logger(__name__)
 
 Answer = Decision | WeirError
 STOPS = ("score", "decide", "journal")  # timed for each batch
+LOG_INTERVAL_S = 10.0  # between two records of appends that failed
 
 
 class Pipeline:
@@ -85,6 +87,7 @@ class Pipeline:
         self._waiting_cards: dict[str, Ticket] = {}
         self._ready: deque[Ticket] = deque()
         self._turn_is_due = False
+        self._n_unlogged, self._log_at = 0, 0.0
         self._background: set[asyncio.Task[None]] = set()
 
     @property
@@ -136,6 +139,9 @@ class Pipeline:
         self.check_open()
         if len(self._in_flight) + n_rows > self._events_max:
             raise Overloaded(f"the queue holds {len(self._in_flight)} of queue.events_max = {self._events_max} transactions")
+        fullness = self._fetcher.fullness
+        if fullness:
+            raise Overloaded(fullness)
 
     def _take(self, ticket: Ticket, index: int, tx: Transaction, trace: bool) -> WeirError | None:
         """Give the transaction its row, or answer it from an earlier one with the same event_id and body."""
@@ -151,7 +157,7 @@ class Pipeline:
         except TierUnavailable as error:  # raised from here, it would leave the rows before it without an answer
             return error
         if stored is not None:
-            if stored.body != body:
+            if stored.body != body and not is_same_event(stored.body, tx):
                 return _conflict(tx)
             ticket.answer(index, stored.decision(tx.event_id))
             self.n_replayed += 1
@@ -265,7 +271,7 @@ class Pipeline:
         except Exception as error:  # nor must what stands in no list of errors
             if self._journal.next_lsn == first_lsn:
                 self._journal.burn(len(rows))
-            log.error("journal append failed", rows=len(rows), problem=str(error))
+            self._log_failed_append(error)
             self._fail(rows, images, JournalUnavailable(f"{error}; nothing was changed"))
             return
         times.append(time.perf_counter())
@@ -337,6 +343,13 @@ class Pipeline:
         self.n_failed_batches += 1
         self._unpin(rows)
         self._answer_all(rows, error)
+
+    def _log_failed_append(self, error: Exception) -> None:
+        """Not each: a full disk fails thousands of batches a second, and the log may be on it."""
+        self._n_unlogged += 1
+        if time.monotonic() >= self._log_at:
+            log.error("journal append failed", batches=self._n_unlogged, problem=str(error))
+            self._n_unlogged, self._log_at = 0, time.monotonic() + LOG_INTERVAL_S
 
     def _answer_all(self, rows: list[Row], error: WeirError) -> None:
         for row in rows:

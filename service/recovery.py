@@ -11,17 +11,27 @@ import structlog
 from features.advance_one import label_one
 from features.columns import encode
 from features.plan import Plan
-from features.transaction import Transaction
+from features.transaction import Transaction, is_blank
 from models.arena import Arena
 from models.scorer import Scorer
 from service.clock import Clock
 from service.decisions import Decisions, decode_body
+from service.erasure import Erasures
 from service.fetch import Fetcher
-from service.journal import Journal
+from service.journal import Entry, Journal
 from service.lists import ListChange, Lists
-from service.records import LABEL, LIST, TX, decode_label, decode_list_change, decode_outcome
+from service.records import (
+    ERASURE,
+    LABEL,
+    LIST,
+    TX,
+    decode_erasure,
+    decode_label,
+    decode_list_change,
+    decode_outcome,
+    journaled_entities,
+)
 from service.stepwise import stepwise
-from service.ticket import entities_getter
 from service.tiers.l1 import L1
 from service.touched import Touched
 
@@ -36,12 +46,12 @@ class Recovery:
 
     def __init__(
         self, plan: Plan, l1: L1, fetcher: Fetcher, scorer: Scorer, decisions: Decisions, lists: Lists,
-        journal: Journal, touched: Touched, clock: Clock,
+        journal: Journal, touched: Touched, clock: Clock, erasures: Erasures,
     ) -> None:  # fmt: skip
+        self._erasures = erasures
         self.n_entries = 0
         self.list_changes: list[ListChange] = []  # which the store of the lists may lack
         self._plan = plan
-        self._entities_of = entities_getter(plan.kinds)
         self._l1 = l1
         self._fetcher = fetcher
         self._scorer = scorer
@@ -77,6 +87,8 @@ class Recovery:
                     change = decode_list_change(entry.body)
                     self._lists.apply(change, entry.lsn)
                     self.list_changes.append(change)
+                elif entry.kind == ERASURE:
+                    await self._erase(entry, position)
             if time.monotonic() - progress > PROGRESS_S:
                 progress = time.monotonic()
                 log.info("recovering", entries=self.n_entries, lsn=block.last_lsn, of=self._journal.last_lsn)
@@ -99,7 +111,7 @@ class Recovery:
         rows, self._rows = self._rows, []
         if not rows:
             return
-        entities = [self._entities_of(tx) for _, tx in rows]
+        entities = [journaled_entities(self._plan, tx) for _, tx in rows]
         slots = await self._fetcher.pin_all(entities)
         for row, ((lsn, tx), entity_slots) in enumerate(zip(rows, slots.tolist(), strict=True)):
             self._arena.put(row, lsn, entity_slots, encode(tx, self._plan.currencies))
@@ -108,6 +120,14 @@ class Recovery:
             self._touched.mark_all(found, lsn)
         self._l1.unpin_all(slots.tolist())
         self._l1.trim()
+
+    async def _erase(self, entry: Entry, position: int) -> None:
+        """What is applied before it is forgotten. An entry with a blank id is of an erasure that was finished."""
+        erasure = decode_erasure(entry.body)
+        if is_blank(erasure.id):
+            return
+        await self._advance()
+        self._erasures.apply(erasure.kind, erasure.id, entry.lsn, to_profile=entry.lsn > position)
 
     async def _label(self, lsn: int, body: bytes, position: int, decisions_position: int) -> None:
         record = decode_label(body)
@@ -119,7 +139,7 @@ class Recovery:
             return
         await self._advance()
         tx = decode_body(record.body)
-        slots = await self._fetcher.pin_all([self._entities_of(tx)])
+        slots = await self._fetcher.pin_all([journaled_entities(self._plan, tx)])
         for kind in self._plan.kinds:
             slot = int(slots[0, kind.number])
             if slot >= 0 and kind.keeps_frauds:

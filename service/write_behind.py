@@ -1,86 +1,48 @@
 """Write-behind: dirty profiles travel from L1 to each level, coalesced, at a capped rate, once their entries are durable.
 
-Each level has its own dirty map (key -> first LSN that it lacks) and its own pace; a level that is down only grows its map. The
-position that is stored with the data is the lowest LSN that the level may still lack, minus one. Bytes of a dirty profile
-that leaves L1 wait here until a level that keeps them has them, and no level is asked for a profile that it has an old copy of.
-A partial profile is shipped nowhere: partials.py makes it whole first.
+Each level is a consumer with its own map of what it lacks and its own pace (consumer.py). The position stored with the data
+is the lowest LSN that the level may still lack, minus one. Bytes of a dirty profile that leaves L1 wait here until a level that
+keeps them has them (at most `profiles_max`: beyond that no transaction is taken), and no level is asked for a profile that it
+has an old copy of. A partial profile is shipped nowhere: partials.py makes it whole first. With every level off nothing waits.
 """
 
 import asyncio
-import time
-from collections.abc import Container, Sequence
-from itertools import islice
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 
 from features.plan import Plan
 from features.profile import is_partial, lsn_of
-from service.catch_up import keys_that_changed
+from service.applied import Applied
+from service.catch_up import missed_portions
+from service.consumer import Consumer
 from service.errors import TierUnavailable
-from service.fetch import Fetcher, entity_key
-from service.journal import Journal
-from service.levels import CATCHING_UP, DOWN, ON, Level
+from service.fetch import Fetcher, entity_key, split_key
+from service.journal import EPOCH_SHIFT, Journal, JournalError
+from service.levels import CATCHING_UP, DOWN, OFF, ON, Level
+from service.tiers.base import CLAIM_KEY, claim, read_reach
 from service.tiers.l1 import L1
 from service.touched import Touched
 
 log = structlog.get_logger(__name__)
 
-PROBE_INTERVAL_S = 1.0  # between two attempts to reach a level that is down
-
-
-class Consumer:
-    """What one level still lacks. `position` is what the level has stored; `is_known` is False before it has told."""
-
-    def __init__(self, level: Level, position: int) -> None:
-        self.level = level
-        self.position = position
-        self.is_known = level.state != DOWN
-        self.dirty: dict[bytes, int] = {}
-        self.in_flight: dict[bytes, int] = {}
-        self.probe_at = 0.0
-        level.lacks = self.holds
-
-    def add(self, key: bytes, lsn: int) -> None:
-        """`key` was changed by the entry `lsn`; an earlier change that is still unwritten stays the first."""
-        self.dirty.setdefault(key, lsn)
-
-    def take(self, n_max: int, but: Container[bytes] = ()) -> list[bytes]:
-        """Move up to n_max keys, the oldest first, into flight."""
-        assert not self.in_flight, "a flight that is forgotten is a lost update"
-        keys = list(islice((key for key in self.dirty if key not in but), n_max))
-        self.in_flight = {key: self.dirty.pop(key) for key in keys}
-        return keys
-
-    def give_back(self, keys: Sequence[bytes]) -> None:
-        """These keys of the flight were not written: they are dirty again, with their first LSN.
-
-        They go to the end, so that those which cannot be written for now do not keep all others from it.
-        """
-        for key in keys:
-            self.dirty.pop(key, None)
-            self.dirty[key] = self.in_flight.pop(key)
-
-    def position_after_flight(self, seen_lsn: int) -> int:
-        """The level's position once the flight is written: everything up to `seen_lsn` is in one of the maps."""
-        return min(self.dirty.values(), default=seen_lsn + 1) - 1
-
-    def holds(self, key: bytes) -> bool:
-        """True while the level may lack the newest bytes of `key`."""
-        return key in self.dirty or key in self.in_flight
+CHUNK_KEYS = 1_000  # keys given at a time: 1 ms
+RECOVERY_INTERVAL_S = 0.05  # between two full batches in recovery: what a kill makes it do again is some seconds' work
 
 
 class WriteBehind:
     """Owns the consumers and the bytes that wait."""
 
     def __init__(
-        self, plan: Plan, touched: Touched, journal: Journal, interval_ms: int, batch_max: int, profiles_max: int
-    ) -> None:
+        self, plan: Plan, touched: Touched, journal: Journal, applied: Applied,
+        interval_ms: int, batch_max: int, profiles_max: int,
+    ) -> None:  # fmt: skip
         self.consumers: list[Consumer] = []
         self.n_written: dict[str, int] = {}
         self._plan = plan
-        self._kind_numbers = {kind.name: kind.number for kind in plan.kinds}
         self._touched = touched
         self._journal = journal
+        self._applied = applied
         self._interval_s = interval_ms / 1000
         self._batch_max = batch_max
         self._profiles_max = profiles_max
@@ -124,98 +86,194 @@ class WriteBehind:
         self._waiting[entity_key(self._plan.kinds[kind].name, entity)] = profile
         self._touched.mark(kind, entity, lsn)
 
-    def first_unwritten(self, key: bytes) -> int | None:
-        """The first LSN that changed `key` and that some level may lack; None if all have everything."""
+    def completable(self) -> list[Consumer]:
+        """Those whose copies, old or not, the journal can make new: what each lacks is known, and the journal has it."""
         self._see()
-        return min((maps[key] for c in self.consumers for maps in (c.dirty, c.in_flight) if key in maps), default=None)
+        return [c for c in self.consumers if _is_written(c.level) and (c.is_live or not c.needs_complete)]
 
     def on_evict(self, kind: int, entity: str, slot: int) -> None:
         """L1 is about to reuse a slot: keep its bytes if no level has them for sure."""
         profile = self._l1.slabs[kind].get(slot)
+        if not profile[0]:
+            return
         key = entity_key(self._plan.kinds[kind].name, entity)
-        if profile[0] and (self._is_unseen(kind, entity) or is_partial(profile) or self._must_wait(key)):
+        if self._is_stateless():
+            self._fetcher.partial.pop((kind, entity), None)  # to be looked for in the journal when a level is back
+        elif self._is_unseen(kind, entity) or is_partial(profile) or self._must_wait(key):
             self._waiting[key] = profile
+            return
+        self._waiting.pop(key, None)
 
     def lags(self) -> dict[str, int]:
         """Dirty profiles per level."""
-        return {c.level.name: len(c.dirty) + len(c.in_flight) for c in self.consumers}
+        return {c.level.name: c.n_dirty for c in self.consumers}
 
     @property
     def n_waiting(self) -> int:
         """Profiles whose only copy is here."""
         return len(self._waiting)
 
+    @property
+    def fullness(self) -> str:
+        """Why nothing more can be taken, empty while it can."""
+        if len(self._waiting) < self._profiles_max:
+            return ""
+        down = ", ".join(c.level.name for c in self.consumers if c.level.state not in (ON, OFF)) or "the levels"
+        return f"{len(self._waiting)} profiles wait for {down}, write_behind.profiles_max is {self._profiles_max}"
+
+    async def keys_in_ram(self) -> AsyncIterator[list[bytes]]:
+        """The keys of every profile that is in L1 or waits at this moment, in chunks; others have their turn between them."""
+        names = [kind.name for kind in self._plan.kinds]
+        keys = [(name, entity) for name, index in zip(names, self._l1.index, strict=True) for entity in index]
+        yield list(self._waiting)
+        for start in range(0, len(keys), CHUNK_KEYS):
+            yield [entity_key(name, entity) for name, entity in keys[start : start + CHUNK_KEYS]]
+            await asyncio.sleep(0)
+
+    async def trim_positions(self) -> dict[str, int]:
+        """Up to where no level needs the journal. One that is off does only if no complete level could give it everything."""
+        needed = [c for c in self.consumers if c.level.state != OFF]
+        if not any(c.level.is_complete for c in needed):
+            needed = self.consumers
+        return {c.level.name: await self._stored_position(c) for c in needed}
+
+    async def lowest_position(self) -> int:
+        """Every level, those that are off too, has every change up to here."""
+        return min([await self._stored_position(c) for c in self.consumers], default=0)
+
+    def is_unwritten(self, key: bytes, lsn: int) -> bool:
+        """Whether some level may lack a change of `key` up to `lsn`."""
+        self._see()
+        return any((first := c.first_unwritten(key)) is not None and first <= lsn for c in self.consumers)
+
     async def flush(self, consumer: Consumer) -> None:
         """Write everything that the level lacks now. Stops at the first failure."""
         self._see()
         target = self._seen_lsn
-        while consumer.level.state != DOWN and consumer.dirty and min(consumer.dirty.values()) <= target:
-            n_before = len(consumer.dirty)
-            await self._write(consumer)
-            if len(consumer.dirty) >= n_before:  # only partial profiles are left
-                break
-        if consumer.level.state != DOWN and not consumer.dirty:
-            await self._write(consumer)
+        async with consumer.turn:
+            while _is_written(consumer.level) and consumer.dirty and min(consumer.dirty.values()) <= target:
+                n_before = len(consumer.dirty)
+                await self._write(consumer)
+                if len(consumer.dirty) >= n_before:  # only partial profiles are left
+                    break
+            if _is_written(consumer.level) and not consumer.dirty:
+                await self._write(consumer)
+
+    async def turn_off(self, consumer: Consumer) -> None:
+        """The level gets what it lacks, the others what only it could still give them; then it is left alone."""
+        for other in self.consumers:
+            if other is not consumer:
+                await self.flush(other)
+        await self.flush(consumer)
+        async with consumer.turn:
+            consumer.level.state, consumer.level.reason = OFF, ""
+            consumer.forget()
+        self._sweep_waiting()
+
+    def turn_on(self, consumer: Consumer) -> None:
+        """As if the level had been unreachable until now: it is met, catches up, and is read again."""
+        if consumer.level.state == OFF:
+            consumer.level.state, consumer.level.reason = DOWN, "turned on"
+            consumer.probe_at_once()
 
     async def _run(self, consumer: Consumer) -> None:
         while True:
             n_written = 0
             try:
-                if consumer.level.state == DOWN:
-                    await self._probe(consumer)
-                else:
-                    n_written = await self._write(consumer)
+                async with consumer.turn:
+                    if consumer.level.state == DOWN:
+                        if not consumer.level.is_local:
+                            consumer.forget()
+                        await self._probe(consumer)
+                    if _is_written(consumer.level):
+                        n_written = await self._write(consumer)
             except Exception:  # a task's top loop: whatever it was, the next round tries again
                 log.exception("write-behind failed", level=consumer.level.name)
-            hurried = n_written == self._batch_max and len(consumer.dirty) > self._profiles_max // 2
-            await asyncio.sleep(0 if hurried else self._interval_s)
+            await asyncio.sleep(self._pause_s(consumer, n_written))
+
+    def _pause_s(self, consumer: Consumer, n_written: int) -> float:
+        hurried = n_written == self._batch_max and len(consumer.dirty) > self._profiles_max // 2
+        if hurried or (n_written and not consumer.is_live):
+            return 0
+        if self._applied.is_recovering and n_written == self._batch_max:
+            return min(self._interval_s, RECOVERY_INTERVAL_S)
+        return self._interval_s
 
     def _see(self) -> None:
         """Hand what was touched since the last time to every consumer."""
-        self._seen_lsn = self._journal.last_lsn
+        self._seen_lsn = self._applied.lsn
+        live = [consumer for consumer in self.consumers if consumer.is_live]
         for kind, entities in zip(self._plan.kinds, self._touched.take(), strict=True):
             for entity, lsn in entities.items():
                 key = entity_key(kind.name, entity)
-                for consumer in self.consumers:
+                for consumer in live:
                     consumer.add(key, lsn)
+        for consumer in live:
+            consumer.marked_lsn = max(consumer.marked_lsn, self._seen_lsn)
 
     async def _write(self, consumer: Consumer) -> int:
         """One batch to one level, and the position that is true once it is there. Returns the number of profiles."""
-        self._see()
-        level, seen_lsn = consumer.level, self._seen_lsn
-        keys = consumer.take(self._batch_max, self._partial_keys())
-        profiles, missing = self._copies(keys)
+        level = consumer.level
+        if self._applied.is_recovering and not consumer.is_live:
+            return 0  # what it missed may be in entries that are not applied yet
         try:
+            if not consumer.is_live:
+                await self._read_on(consumer)
+            self._see()
+            seen_lsn = self._seen_lsn
+            keys = consumer.take(self._batch_max, self._partial_keys())
+            profiles, missing = self._copies(keys)
             if missing:
                 profiles |= await self._from_other_levels(level, missing)
                 self._note_lost([key for key in missing if key not in profiles], level)
             consumer.give_back([key for key in keys if key not in profiles])
-            position = consumer.position_after_flight(seen_lsn)
+            position = consumer.position_after_flight()
             if profiles or position > consumer.position:
+                await self._claim(consumer)
                 await self._journal.sync_to(seen_lsn)
                 await level.tier.put(profiles, position)
                 consumer.in_flight = {}
-                consumer.position = max(consumer.position, position)
+                consumer.position = position
         except TierUnavailable as error:
             level.fail(error)
-            consumer.probe_at = time.monotonic() + PROBE_INTERVAL_S
+            consumer.wait_before_probe()
             log.warning("level unavailable", level=level.name, detail=error.detail)
             return 0
         finally:  # whatever ended it, a cancellation too: what did not arrive is still to be written
             consumer.give_back(list(consumer.in_flight))
         self.n_written[level.name] += len(profiles)
         self._forget_waiting(level, profiles)
-        if level.state == CATCHING_UP and not consumer.dirty.keys() - self._partial_keys():
-            level.state, level.reason = ON, ""
-            log.info("level caught up", level=level.name)
-            self._sweep_waiting()
         return len(profiles)
+
+    async def _read_on(self, consumer: Consumer) -> None:
+        """The next of what a level missed; once there is no more it is live, and read again. Raises TierUnavailable."""
+        while consumer.missed is not None and len(consumer.dirty) < self._batch_max:
+            try:
+                keys, consumer.marked_lsn = await anext(consumer.missed)
+            except StopAsyncIteration:  # and nothing has been awaited since the journal's end was seen
+                consumer.missed = None
+                self._see()  # what is marked now was in the journal: only for the others
+                consumer.is_live, consumer.marked_lsn = True, self._seen_lsn
+                consumer.level.state, consumer.level.reason = ON, ""
+                log.info("level caught up", level=consumer.level.name, dirty=len(consumer.dirty))
+                self._sweep_waiting()
+            except JournalError as error:
+                raise TierUnavailable(consumer.level.name, f"cannot catch up: {error}") from error
+            else:
+                for key, lsn in keys.items():
+                    consumer.add(key, lsn)
+
+    async def _claim(self, consumer: Consumer) -> None:
+        """Before a run's first write to a store: whoever reads it begins above our LSNs, even if our position never moves."""
+        if not (consumer.has_claimed or consumer.level.is_local):
+            await consumer.level.tier.put({CLAIM_KEY: claim(self._journal.next_lsn >> EPOCH_SHIFT << EPOCH_SHIFT)}, 0)
+            consumer.has_claimed = True
 
     def _copies(self, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
         """The newest bytes of each key that is in RAM and whole, and the keys that are not in RAM."""
         profiles, missing = {}, []
         for key in keys:
-            kind, entity = self._split(key)
+            kind, entity = split_key(self._plan, key)
             profile = self._l1.peek(kind, entity) or self._waiting.get(key)
             if profile is None:
                 missing.append(key)
@@ -242,25 +300,27 @@ class WriteBehind:
     def _note_lost(self, keys: Sequence[bytes], level: Level) -> None:
         """No level has the newest bytes of these any more (a store went back): to be put together again from the journal."""
         for key in keys:
-            kind, entity = self._split(key)
+            kind, entity = split_key(self._plan, key)
             if entity not in self._l1.index[kind] and key not in self._waiting:
                 self._fetcher.partial.setdefault((kind, entity), [level.name])
 
     def _partial_keys(self) -> set[bytes]:
         return {entity_key(self._plan.kinds[kind].name, entity) for kind, entity in self._fetcher.partial}
 
-    def _split(self, key: bytes) -> tuple[int, str]:
-        kind, _, entity = key.decode().partition(":")
-        return self._kind_numbers[kind], entity
-
     def _is_unseen(self, kind: int, entity: str) -> bool:
         """Changed, and no consumer knows of it yet."""
         return entity in self._touched.by_kind[kind]
+
+    def _is_stateless(self) -> bool:
+        """True if every level is off: nothing is kept below L1, and the journal has it all."""
+        return bool(self.consumers) and all(consumer.level.state == OFF for consumer in self.consumers)
 
     def _must_wait(self, key: bytes) -> bool:
         """True unless every level has the newest bytes of `key`, or one that keeps what it was given can be asked for them."""
         is_behind = not self.consumers
         for consumer in self.consumers:
+            if consumer.level.state == OFF:
+                continue
             if consumer.level.state != ON or consumer.holds(key):
                 is_behind = True
             elif consumer.level.keeps:
@@ -277,38 +337,47 @@ class WriteBehind:
                 del self._waiting[key]
 
     def _sweep_waiting(self) -> None:
-        """The same for everything that waits, after a level has become readable."""
+        """The same for everything that waits, after a level has become readable or was turned off."""
         for key, profile in list(self._waiting.items()):
-            if not is_partial(profile) and not self._is_unseen(*self._split(key)) and not self._must_wait(key):
+            if not is_partial(profile) and not self._is_unseen(*split_key(self._plan, key)) and not self._must_wait(key):
                 del self._waiting[key]
 
+    async def _stored_position(self, consumer: Consumer) -> int:
+        """What the level durably has: a local one has flushed less than it was given."""
+        return (
+            min(consumer.position, await consumer.level.tier.read_position()) if consumer.level.is_local else consumer.position
+        )
+
     async def _probe(self, consumer: Consumer) -> None:
-        """Is the level there again, and has it kept what it had? If not, everything since its position is written again."""
-        if time.monotonic() < consumer.probe_at:
+        """Is the level there again? Then it is met anew: it may be another store, or the same with less in it."""
+        if not consumer.may_probe():
             return
-        consumer.probe_at = time.monotonic() + PROBE_INTERVAL_S
         level = consumer.level
         try:
-            position = await level.tier.read_position()
-        except TierUnavailable:
+            position, reach = await read_reach(level.tier)
+        except TierUnavailable as error:
+            level.reason = error.detail
             return
-        if position >= self._journal.next_lsn:
+        if reach >= self._journal.next_lsn:
             # Its profiles would ignore our entries, which have lower LSNs. A start with the store there begins above it.
-            level.reason = f"it knows LSN {position}, beyond this journal; restart the service to begin above it"
-            log.error("level belongs to a later journal", level=level.name, position=position)
+            level.reason = f"it knows LSN {reach}, beyond this journal; restart the service to begin above it"
+            log.error("level belongs to a later journal", level=level.name, reach=reach)
             return
-        if not level.is_local and (position < consumer.position or not consumer.is_known):
-            if consumer.is_known:
+        if not (level.is_local and consumer.is_live):  # what was put into a local one is still there
+            if position < consumer.position:
                 log.warning("level went back", level=level.name, position=position, expected=consumer.position)
-            # Known again only when every key is marked: a failure in between must not make the level look whole.
-            consumer.is_known, consumer.position = False, position
-            await self.catch_up(consumer)
-            consumer.is_known = True
-        level.state = CATCHING_UP
+            self.meet(consumer, position)
+        level.state, level.reason = (ON, "") if consumer.is_live else (CATCHING_UP, "")
 
-    async def catch_up(self, consumer: Consumer, from_complete: bool = False) -> None:
-        """Mark every profile that changed after the level's position as dirty for it, or all that a complete level has."""
+    def meet(self, consumer: Consumer, position: int, from_complete: bool = False) -> None:
+        """Let the level catch up from `position`; `from_complete`: the journal lacks entries that another level has."""
         complete = next((c.level for c in self.consumers if c.level.is_complete and c is not consumer), None)
-        async for key, lsn in keys_that_changed(self._plan, self._journal, consumer.position, complete, from_complete):
-            consumer.dirty[key] = min(lsn, consumer.dirty.get(key, lsn))
-        consumer.dirty = dict(sorted(consumer.dirty.items(), key=lambda item: item[1]))
+        from_complete = from_complete or position < self._journal.trimmed_lsn
+        portions = missed_portions(
+            self._plan, self._journal, position, complete if from_complete else None, self._profiles_max // 2 + 1
+        )
+        consumer.meet(position, portions, from_complete)
+
+
+def _is_written(level: Level) -> bool:
+    return level.state in (ON, CATCHING_UP)

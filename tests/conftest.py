@@ -122,8 +122,9 @@ class Proxy:
         await self._server.wait_closed()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)  # at once: the proxy may be stopped while the far side is being reached
         far_reader, far_writer = await asyncio.open_unix_connection(self._target)
-        self._writers |= {writer, far_writer}
+        self._writers.add(far_writer)
         for source, sink in ((reader, far_writer), (far_reader, writer)):
             self._tasks.add(asyncio.create_task(self._pump(source, sink)))
 

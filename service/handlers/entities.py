@@ -1,10 +1,18 @@
-"""GET /v1/entities/{kind}/{id}: the windows of an entity and which tiers hold it."""
+"""GET, DELETE /v1/entities/{kind}/{id}: the windows of an entity and which tiers hold it; forgetting it.
+
+An erasure counts at once; 200 says that the id is gone everywhere, 202 that the work goes on, and in what.
+"""
+
+from typing import Final
 
 from aiohttp import web
 
 from service.auth import Role
 from service.codec import encode
 from service.handlers.exchange import Front, Route, json_reply, read_entity
+
+ERASURE_WAIT_S: Final = 10.0  # for what can be done at once
+_PATH: Final = "/v1/entities/{kind}/{id}"
 
 
 def routes(front: Front) -> list[Route]:
@@ -14,4 +22,13 @@ def routes(front: Front) -> list[Route]:
         kind, entity_id = read_entity(request, front)
         return json_reply(encode(await front.engine.entity(kind, entity_id)))
 
-    return [Route("GET", "/v1/entities/{kind}/{id}", "entities", Role.ANALYST, get_entity)]
+    async def delete_entity(request: web.Request) -> web.Response:
+        kind, entity_id = read_entity(request, front)
+        who = front.keys.name_of(request.headers.get("Authorization"))
+        result = await front.engine.erase(kind, entity_id, who, ERASURE_WAIT_S)
+        return json_reply(encode(result), 202 if result["left"] else 200)
+
+    return [
+        Route("GET", _PATH, "entities", Role.ANALYST, get_entity),
+        Route("DELETE", _PATH, "entities", Role.ANALYST, delete_entity),
+    ]

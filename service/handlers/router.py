@@ -16,13 +16,15 @@ from aiohttp import HttpVersion11, web
 from service.auth import KeyRing, require
 from service.errors import (
     PROBLEM_CONTENT_TYPE,
+    DiskFull,
     MethodNotAllowed,
     NotFound,
     WeirError,
     as_problem,
 )
-from service.handlers import decisions, entities, health, labels, lists, score, scorer, tiers
+from service.handlers import audit, decisions, entities, health, labels, lists, score, scorer, tiers
 from service.handlers.exchange import Front, Handler, Route, json_reply, problem_reply
+from service.journal_format import NO_SPACE
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -39,7 +41,7 @@ def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: S
     # aiohttp's own limit only bounds what is read at all; each route has its own (exchange.read_body).
     app = web.Application(client_max_size=max(server.body_bytes_max, server.batch_body_bytes_max) + 1)
     allowed: dict[str, set[str]] = {}
-    for module in (score, labels, decisions, entities, lists, tiers, scorer, health):
+    for module in (score, labels, decisions, entities, lists, tiers, scorer, audit, health):
         for route in module.routes(front):
             handler = _wrap(route, front)
             app.router.add_route(route.method, route.path, handler, expect_handler=_expect)
@@ -91,6 +93,8 @@ def _wrap(route: Route, front: Front) -> Handler:
         except WeirError as error:
             front.metrics.refused[error.code,] += 1
             response = problem_reply(error)
+        except OSError as error:
+            response = _full(error) if error.errno in NO_SPACE else _unexpected(error, name)
         except Exception as error:  # the last stop before the socket: whatever it is, the caller gets a problem
             response = _unexpected(error, name)
         requests[name, response.status] += 1
@@ -98,6 +102,11 @@ def _wrap(route: Route, front: Front) -> Handler:
         return response
 
     return handle
+
+
+def _full(error: OSError) -> web.Response:
+    _log.error("disk full", file=error.filename, error=error.strerror)
+    return problem_reply(DiskFull("the disk of the data directory is full; make room and repeat the request"))
 
 
 def _unexpected(error: Exception, route: str) -> web.Response:

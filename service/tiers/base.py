@@ -18,6 +18,9 @@ LSN_OFFSET = 16  # bytes into a profile; the same number as features.profile.LSN
 LSN_BYTES = 8
 LSN_MAX = (1 << 63) - 1  # epochs end at 32767, so that an LSN fits the signed bigint of Postgres
 
+CLAIM_KEY = b"\x00claim"  # of the record by which a run claims its LSNs; no entity's key begins with a zero byte
+ENTITY_KEYS_FROM = b"\x01"  # every entity's key is at or above it
+
 _U64 = struct.Struct("<Q")
 
 
@@ -59,6 +62,26 @@ def unpack_lsn(packed: bytes) -> int:
     """Inverse of `pack_lsn`."""
     lsn: int = _U64.unpack(packed)[0]
     return lsn
+
+
+def claim(lsn: int) -> bytes:
+    """A record that is put under CLAIM_KEY, like a profile that has reached `lsn`."""
+    return bytes(LSN_OFFSET) + pack_lsn(lsn)
+
+
+async def read_reach(tier: Tier) -> tuple[int, int]:
+    """The tier's position, and the highest LSN that it has met: its position or a claim. Raises TierUnavailable."""
+    position = await tier.read_position()
+    (record,) = await tier.fill([CLAIM_KEY])
+    return position, max(position, 0 if record is None else lsn_of(record))
+
+
+class Graveyard(Protocol):
+    """A tier that can let go of tombstones."""
+
+    async def bury(self, tombstones: Mapping[bytes, int]) -> None:
+        """Remove every key whose profile still has exactly this LSN. Raises TierUnavailable; the call may be repeated."""
+        ...
 
 
 def slices(items: Iterable[tuple[bytes, bytes]], keys_max: int, bytes_max: int) -> Iterator[list[tuple[bytes, bytes]]]:

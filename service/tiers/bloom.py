@@ -34,6 +34,7 @@ class MaybeSet:
     """A set of keys that is exact about absence. `capacity` keys fit the first generation, more add another."""
 
     def __init__(self, capacity: int, fpp: float, backend: Backend = "rbloom") -> None:
+        self.is_on = True  # off, it knows nothing: maybe
         self.covered = False
         self.n_keys = 0  # distinct ones, less the false positives among them
         self.lookups = 0
@@ -57,6 +58,8 @@ class MaybeSet:
 
     def add(self, key: bytes) -> None:
         """From now on `maybe_has(key)` is True."""
+        if not self.is_on:
+            return
         for bloom in self._generations:
             if key in bloom:  # counting a key twice would add generations for nothing
                 return
@@ -73,7 +76,7 @@ class MaybeSet:
 
     def cover(self) -> None:
         """The set now holds every key of the stores behind it: from here on absence counts."""
-        self.covered = True
+        self.covered = self.is_on
 
     def clear(self) -> None:
         """Forget all keys and stop covering, before a rebuild. Counters stay."""

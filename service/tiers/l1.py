@@ -86,29 +86,47 @@ class L1:
         if self.bytes_used > self.bytes_max:
             self._make_room(0)
 
+    def shrink(self, bytes_max: int, n_max: int) -> int:
+        """Evict at most `n_max` profiles while more than `bytes_max` are used; how many left. A step of a long farewell."""
+        n = 0
+        while n < n_max and self.bytes_used > bytes_max and self._evict_one():
+            n += 1
+        return n
+
     def peek(self, kind: int, entity: str) -> bytes | None:
         """A copy of the profile, or None; neither pinned nor counted as a visit. An empty slot is no profile."""
         slot = self.index[kind].get(entity, NONE)
         profile = self.slabs[kind].get(slot) if slot != NONE else None
         return profile if profile is not None and profile[0] else None
 
+    def clear(self, kind: int, entity: str) -> None:
+        """Make the entity's slot empty, if it has one; whoever has it pinned begins a new profile in it."""
+        slot = self.index[kind].get(entity, NONE)
+        if slot != NONE:
+            self.slabs[kind].clear(slot)
+
     def __len__(self) -> int:
         return sum(len(index) for index in self.index)
 
     def _make_room(self, size: int) -> None:
         """Evict from the kind that holds the most bytes until `size` more fit, or until everything left is pinned."""
-        while self.bytes_used + size > self.bytes_max:
-            by_bytes = sorted(range(len(self.slabs)), key=lambda k: len(self.sieves[k]) * self.slabs[k].kind.size, reverse=True)
-            for kind in by_bytes:
-                slot = self.sieves[kind].evict() if len(self.sieves[kind]) else NONE
-                if slot != NONE:
-                    break
-            else:
-                return
-            entity = self._ids[kind][slot]
-            self._on_evict(kind, entity, slot)
-            del self.index[kind][entity]
-            self._ids[kind][slot] = ""
-            self._free[kind].append(slot)
-            self.bytes_used -= self.slabs[kind].kind.size
-            self.n_evicted[kind] += 1
+        while self.bytes_used + size > self.bytes_max and self._evict_one():
+            pass
+
+    def _evict_one(self) -> bool:
+        """False if everything is pinned."""
+        by_bytes = sorted(range(len(self.slabs)), key=lambda k: len(self.sieves[k]) * self.slabs[k].kind.size, reverse=True)
+        for kind in by_bytes:
+            slot = self.sieves[kind].evict() if len(self.sieves[kind]) else NONE
+            if slot != NONE:
+                break
+        else:
+            return False
+        entity = self._ids[kind][slot]
+        self._on_evict(kind, entity, slot)
+        del self.index[kind][entity]
+        self._ids[kind][slot] = ""
+        self._free[kind].append(slot)
+        self.bytes_used -= self.slabs[kind].kind.size
+        self.n_evicted[kind] += 1
+        return True

@@ -15,7 +15,8 @@ flush release it.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +73,7 @@ class RocksStore:
         # Any: the stub knows only the mode that is not raw.
         self._families: dict[str, Any] = {name: self._db.get_column_family(name) for name in FAMILIES}
         self._handles = {name: self._db.get_column_family_handle(name) for name in FAMILIES}
+        self._owed: dict[tuple[str, bytes], bytes] = {}  # what `write_soon` could not write, the newest of each key
 
     async def run(self, call: Callable[..., T], *arguments: object) -> T:
         """`call(*arguments)` in a worker thread. Raises TierUnavailable."""
@@ -99,12 +101,30 @@ class RocksStore:
         return True
 
     async def write(self, family: str, items: Sequence[tuple[bytes, bytes]] | Sequence[tuple[bytes, None]]) -> None:
-        """Write one batch, waiting out a stall of the store without blocking the loop. Raises TierUnavailable."""
+        """Write what is owed and then one batch, waiting out a stall without blocking the loop. Raises TierUnavailable."""
         for _ in range(STALL_RETRIES_MAX):
-            if self.try_write(family, items):
+            if self._pay() and self.try_write(family, items):
                 return
             await asyncio.sleep(STALL_WAIT_S)
         raise stalled()
+
+    def write_soon(self, family: str, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Write a few journaled records with no await. What the store does not take now precedes all that `write` writes.
+
+        So a position, which `write` writes, never claims a record that is not there. Until then it is in RAM alone, and nobody
+        reads it from here.
+        """
+        self._owed |= {(family, key): value for key, value in items}
+        with contextlib.suppress(TierUnavailable):
+            self._pay()
+
+    def _pay(self) -> bool:
+        """False: the store is stalled. Raises TierUnavailable."""
+        for owed, value in list(self._owed.items()):
+            if not self.try_write(owed[0], [(owed[1], value)]):
+                return False
+            del self._owed[owed]
+        return True
 
     def get(self, family: str, keys: list[bytes]) -> list[bytes | None]:
         """List-get on the calling thread. Raises TierUnavailable."""
@@ -123,7 +143,7 @@ class RocksStore:
             found += await self.run(self.get, family, list(keys[start : start + FILL_KEYS]))
         return found
 
-    async def keys_chunks(self, family: str) -> AsyncIterator[list[bytes]]:
+    async def keys_chunks(self, family: str) -> AsyncGenerator[list[bytes], None]:
         """Every key of a snapshot, in order, in steps of CHUNK_KEYS; other tasks run between the steps."""
         try:
             keys = self._family(family).keys()
@@ -141,6 +161,14 @@ class RocksStore:
         if position > self.read_position():
             await self.write("meta", [(POSITION_KEY, pack_lsn(position))])
             await self.run(self._family("meta").flush)
+
+    async def compact(self, family: str) -> None:
+        """Rewrite the family's files: what was overwritten or deleted is not in them any more. Raises TierUnavailable."""
+        await self.run(self._family(family).flush)
+        options = rocksdict.CompactOptions()
+        # Files that overlap no others would only be moved, with old versions that an iterator had kept alive.
+        options.set_bottommost_level_compaction(rocksdict.BottommostLevelCompaction.force())
+        await self.run(self._family(family).compact_range, None, None, options)  # without the GIL
 
     def read_position(self) -> int:
         """The flushed position, 0 in an empty store. Raises TierUnavailable."""
@@ -203,13 +231,14 @@ class L2:
                 raise stalled()
         self._put_position = max(self._put_position, position)
 
-    def put_now(self, profiles: Mapping[bytes, bytes]) -> bool:
-        """`put` that blocks the calling thread and leaves the position; False: the store is stalled, repeat later."""
-        for part in slices(profiles.items(), SLICE_KEYS, SLICE_BYTES):
-            stored = self._store.get("profiles", [key for key, _ in part])
-            if not self._write_newer(part, stored):
-                return False
-        return True
+    async def bury(self, tombstones: Mapping[bytes, int]) -> None:
+        """See Graveyard. Nothing is awaited between the look and the delete."""
+        stored = self._store.get("profiles", list(tombstones))
+        lsns = [None if profile is None else lsn_of(profile) for profile in stored]
+        dead = [(key, None) for key, lsn in zip(tombstones, lsns, strict=True) if lsn == tombstones[key]]
+        if dead and not self._store.try_write("profiles", dead):
+            raise stalled()
+        self._n_writes += bool(dead)
 
     def _write_newer(self, part: Sequence[tuple[bytes, bytes]], stored: Sequence[bytes | None]) -> bool:
         newer = [item for item, old in zip(part, stored, strict=True) if old is None or lsn_of(old) < lsn_of(item[1])]
@@ -225,11 +254,16 @@ class L2:
         """
         await self._store.flush(self._put_position if position is None else position)
 
+    @property
+    def has_unflushed(self) -> bool:
+        """Whether puts have moved the position since the last flush. Raises TierUnavailable."""
+        return self._put_position > self._store.read_position()
+
     async def read_position(self) -> int:
         """See Tier: the position of the last flush."""
         return self._store.read_position()
 
-    def keys_chunks(self) -> AsyncIterator[list[bytes]]:
+    def keys_chunks(self) -> AsyncGenerator[list[bytes], None]:
         """The keys of all profiles in chunks, for rebuilding the Bloom filter."""
         return self._store.keys_chunks("profiles")
 
@@ -256,18 +290,23 @@ class Column:
             await self._store.write(self._family, part)
             await asyncio.sleep(0)
 
-    def put_now(self, records: Mapping[bytes, bytes]) -> bool:
-        """Store a few records at once, with no await; False: the store is stalled, repeat later."""
-        return self._store.try_write(self._family, records.items())
+    def put_soon(self, records: Mapping[bytes, bytes]) -> None:
+        """Store a few journaled records with no await; what the store refuses (stalled, full) it gets before any position."""
+        self._store.write_soon(self._family, records.items())
 
     async def delete(self, keys: Sequence[bytes]) -> None:
         """Forget `keys`; unknown ones are ignored."""
         for start in range(0, len(keys), SLICE_KEYS):
             await self._store.write(self._family, [(key, None) for key in keys[start : start + SLICE_KEYS]])
 
-    def keys_chunks(self) -> AsyncIterator[list[bytes]]:
+    def keys_chunks(self) -> AsyncGenerator[list[bytes], None]:
         """All keys in chunks."""
         return self._store.keys_chunks(self._family)
+
+
+def is_disk_full(error: TierUnavailable) -> bool:
+    """True if RocksDB had no space. It looks once every few seconds whether it has, and goes on by itself."""
+    return "No space left" in error.detail
 
 
 def stalled() -> TierUnavailable:

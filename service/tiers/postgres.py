@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 
 from service.errors import TierUnavailable
-from service.tiers.base import Gate, lsn_of, slices
+from service.tiers.base import ENTITY_KEYS_FROM, Gate, lsn_of, slices
 
 NAME = "postgres"
 CONSUMER = "postgres"  # the tier's row in weir_positions
@@ -65,8 +65,12 @@ _PUT = """
     )
     UPDATE weir_positions SET lsn = $4 WHERE consumer = $5 AND lsn < $4
 """
+_BURY = """
+    DELETE FROM weir_profiles AS p USING unnest($1::bytea[], $2::bigint[]) AS t (key, lsn)
+    WHERE p.key = t.key AND p.lsn = t.lsn
+"""
 _POSITION = "SELECT lsn FROM weir_positions WHERE consumer = $1"
-_KEYS = "SELECT key FROM weir_profiles WHERE key > $1 ORDER BY key LIMIT $2"
+_KEYS = "SELECT key FROM weir_profiles WHERE key > $1 AND key >= $3 ORDER BY key LIMIT $2"
 _INCARNATION = "SELECT pg_postmaster_start_time()::text || '/' || current_database()"
 
 # InternalClientError: asyncpg's answer, now and then, when the server's last words meet a new query on their way.
@@ -112,7 +116,7 @@ class PostgresPool:
     async def _create(self) -> Any:
         return await asyncpg.create_pool(
             self._url,
-            min_size=1,
+            min_size=0,  # else the pool would try to connect by itself, beside our probes, and log each failure
             max_size=self._size_max,
             max_queries=1 << 62,  # asyncpg would reconnect every 50,000 queries: a blip of 5 ms for nothing
             max_inactive_connection_lifetime=0,
@@ -188,15 +192,21 @@ class PostgresTier:
             self._generation = self._pool.generation
         return position
 
+    async def bury(self, tombstones: Mapping[bytes, int]) -> None:
+        """See Graveyard."""
+        async with self._pool.connection(self._put_deadline_ms) as connection:
+            self._check_generation()
+            await connection.execute(_BURY, list(tombstones), list(tombstones.values()))
+
     async def keys_chunks(self) -> AsyncIterator[list[bytes]]:
-        """All keys in order, in pages that each have their own deadline; no long transaction. Raises TierUnavailable.
+        """All entities' keys in order, in pages that each have their own deadline; no long transaction. Raises TierUnavailable.
 
         Not one snapshot: a key that is put meanwhile may be missing, so its writer adds it to the filter itself.
         """
         last = b""
         while True:
             async with self._pool.connection(CHUNK_DEADLINE_MS) as connection:
-                rows = await connection.fetch(_KEYS, last, CHUNK_KEYS)
+                rows = await connection.fetch(_KEYS, last, CHUNK_KEYS, ENTITY_KEYS_FROM)
             if not rows:
                 return
             chunk = [row[0] for row in rows]

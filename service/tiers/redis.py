@@ -57,6 +57,13 @@ redis.call('SET', KEYS[1], struct.pack('<I4I4I4I4', lo, hi, puts % 4294967296, m
 return puts
 """
 
+# KEYS: profiles; ARGV: the LSN of the tombstone of each, 8 bytes.
+_BURY = """
+for i = 1, #KEYS do
+  if redis.call('GETRANGE', KEYS[i], 16, 23) == ARGV[i] then redis.call('DEL', KEYS[i]) end
+end
+"""
+
 
 class RedisTier:
     """The tier over the server at `url` (redis://, rediss:// or unix://). Connects when first used."""
@@ -85,6 +92,7 @@ class RedisTier:
             )
         )
         self._put_script = self._client.register_script(_PUT)
+        self._bury_script = self._client.register_script(_BURY)
         self._gate = Gate(concurrency_max)
         self._deadline_ms = deadline_ms
         self._put_deadline_ms = put_deadline_ms
@@ -123,6 +131,12 @@ class RedisTier:
         position: int
         position, self._puts_seen = (0, 0) if record is None else _RECORD.unpack(record)
         return position
+
+    async def bury(self, tombstones: Mapping[bytes, int]) -> None:
+        """See Graveyard."""
+        async with self._call(self._put_deadline_ms):
+            keys = [self._prefix + key for key in tombstones]
+            await self._bury_script(keys=keys, args=[pack_lsn(lsn) for lsn in tombstones.values()])
 
     async def ping(self) -> None:
         """Return if the server answers. Raises TierUnavailable."""

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -27,9 +28,9 @@ from service.decisions import decode_body
 from service.engine import Engine
 from service.errors import WeirError
 from service.fetch import entity_key
-from service.journal import LABEL, TX, Block, read_directory
-from service.levels import ON
-from service.records import decode_label
+from service.journal import ERASURE, LABEL, TX, Block, read_directory
+from service.levels import ON, Level
+from service.records import decode_erasure, decode_label
 from service.settings import Settings, load_settings
 
 BASE = (
@@ -63,12 +64,15 @@ class Truth:
                     self.n_labels += 1
                     if record.delta:
                         engine.label(decode_body(record.body), record.delta, entry.lsn)
+                elif entry.kind == ERASURE:
+                    erasure = decode_erasure(entry.body)
+                    engine.erase(erasure.kind, erasure.id)
         self.profiles: dict[bytes, bytes] = {}
         for kind, index in zip(plan.kinds, engine.index, strict=True):
             for entity in index:
                 profile = engine.profile(kind.name, entity)
-                assert profile is not None
-                self.profiles[entity_key(kind.name, entity)] = profile
+                if profile is not None:  # else it was erased
+                    self.profiles[entity_key(kind.name, entity)] = profile
 
 
 class Running:
@@ -86,6 +90,14 @@ class Running:
 
     async def stop(self) -> None:
         await self._stack.aclose()
+
+    def copy_as_killed(self, name: str) -> None:
+        """The data directory as it is on disk now, under another name: what a kill would leave of an idle process."""
+        directory = self.settings.data_dir
+        shutil.copytree(directory, directory.parent / name)
+
+    def level(self, name: str) -> Level:
+        return next(level for level in self.engine.levels if level.name == name)
 
     async def send(self, txs: Sequence[Transaction], batch: int = 100) -> list[Decision]:
         """Score in requests of `batch`; every one of them has to succeed."""

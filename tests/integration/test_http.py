@@ -39,6 +39,8 @@ class EngineDouble:
         self.entries: dict[tuple[str, str, str], ListEntry] = {}
         self.lists = SimpleNamespace(get=lambda name, kind, id, now_ms: self.entries.get((name, kind, id)))
         self.ready = (True, "")
+        self.left: list[str] = []
+        self.audit = SimpleNamespace(newest=lambda n_max: [{"n": n_max}])
 
     def submit(self, tx: Transaction, *, commit: bool = True, trace: bool = False) -> asyncio.Future[Decision]:
         self._note("submit", tx.event_id, commit, trace)
@@ -73,6 +75,19 @@ class EngineDouble:
 
     def tiers(self) -> list[dict[str, Any]]:
         return [{"name": "l1", "enabled": True}]
+
+    def consumers(self) -> list[dict[str, Any]]:
+        return [{"name": "ledger", "lag": 0}]
+
+    def warnings(self) -> list[str]:
+        return []
+
+    async def switch_tier(self, name: str, is_on: bool, reason: str, who: str) -> None:
+        self._note("switch_tier", name, is_on, reason, who)
+
+    async def erase(self, kind: str, entity_id: str, who: str, deadline_s: float) -> dict[str, Any]:
+        self._note("erase", kind, entity_id, who)
+        return {"kind": kind, "id": entity_id, "left": self.left}
 
     def _note(self, *call: Any) -> None:
         if self.error is not None:
@@ -244,7 +259,7 @@ async def test_ingest_key_is_forbidden_where_analysts_go(service: Service, path:
     ("method", "path", "allow"),
     [
         ("GET", "/v1/score", "POST"),
-        ("DELETE", "/v1/entities/card/c1", "GET, HEAD"),
+        ("PUT", "/v1/entities/card/c1", "DELETE, GET, HEAD"),
         ("PATCH", "/v1/lists/deny/card/c1", "DELETE, GET, HEAD, PUT"),
         ("POST", "/livez", "GET, HEAD"),
     ],
@@ -358,5 +373,45 @@ async def test_metrics_count_requests_and_refusals(service: Service) -> None:
 
 
 async def test_tiers_are_listed(service: Service) -> None:
-    """Analysts see each tier."""
-    assert (await service.call("GET", "/v1/tiers"))[1] == {"tiers": [{"name": "l1", "enabled": True}]}
+    """Analysts see each tier, and who follows the journal."""
+    shown = {"tiers": [{"name": "l1", "enabled": True}], "consumers": [{"name": "ledger", "lag": 0}], "warnings": []}
+    assert (await service.call("GET", "/v1/tiers"))[1] == shown
+
+
+async def test_tier_is_switched_with_a_reason_or_not_at_all(service: Service) -> None:
+    """Whoever switches is named by the key; what is missing or wrong is named too, and nothing is switched."""
+    body = b'{"enabled": false, "reason": "compare"}'
+    assert (await service.call("PUT", "/v1/tiers/l1", body))[:2] == (200, {"name": "l1", "enabled": True})
+    assert service.engine.calls == [("switch_tier", "l1", False, "compare", "admin")]
+    for wrong, field in (
+        (b'{"enabled": false}', "reason"),
+        (b'{"reason": "x"}', "enabled"),
+        (b'{"enabled": 0, "reason": "x"}', "enabled"),
+        (b'{"enabled": true, "reason": ""}', "reason"),
+        (b'{"enabled": true, "reason": "x", "until": 1}', "until"),
+    ):
+        _assert_problem(await service.call("PUT", "/v1/tiers/l1", wrong), 422, field)
+    _assert_problem(await service.call("PUT", "/v1/tiers/l1", b"["), 400, "body")
+    _assert_problem(await service.call("PUT", "/v1/tiers/l1", body, role=Role.INGEST), 403, "Authorization")
+    assert len(service.engine.calls) == 1
+
+
+async def test_erasure_says_whether_it_is_done(service: Service) -> None:
+    """200 once the id is gone everywhere, 202 while something is left; not for ingest keys, not for unknown kinds."""
+    path = "/v1/entities/card/c%2F1"
+    assert (await service.call("DELETE", path, role=Role.ANALYST))[:2] == (200, {"kind": "card", "id": "c/1", "left": []})
+    service.engine.left = ["ledger"]
+    assert (await service.call("DELETE", path))[0] == 202
+    assert service.engine.calls == [("erase", "card", "c/1", "analyst"), ("erase", "card", "c/1", "admin")]
+    _assert_problem(await service.call("DELETE", path, role=Role.INGEST), 403, "Authorization")
+    _assert_problem(await service.call("DELETE", "/v1/entities/planet/x"), 404, "kind")
+    assert len(service.engine.calls) == 2
+
+
+async def test_audit_takes_a_limit(service: Service) -> None:
+    """100 entries unless the caller says how many; anything else is refused."""
+    assert (await service.call("GET", "/v1/audit"))[:2] == (200, {"entries": [{"n": 100}]})
+    assert (await service.call("GET", "/v1/audit?limit=1000"))[1] == {"entries": [{"n": 1000}]}
+    for wrong in ("0", "1001", "x", "-1", "", "1e3"):
+        _assert_problem(await service.call("GET", f"/v1/audit?limit={wrong}"), 422, "?limit")
+    _assert_problem(await service.call("GET", "/v1/audit?since=1"), 422, "?since")
