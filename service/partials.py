@@ -93,7 +93,7 @@ class Partials:
         await self._apply_journal(rebuild, min(first_lsns[key] for key in stored))
         # From here on nothing is awaited: the copies are the truth of this moment.
         for key, found in stored.items():
-            self._replace(rebuild, *keys[key], found.profile, first_lsns[key])
+            self._replace(rebuild, *keys[key], first_lsns[key])
         self.n_completed += len(stored)
         log.info("partial profiles completed", profiles=len(stored), left=len(self._fetcher.partial))
 
@@ -143,15 +143,18 @@ class Partials:
             elif kind.keeps_frauds:
                 label_one(slab, slot, tx.ts, delta, entry.lsn)
 
-    def _replace(self, rebuild: Rebuild, kind: int, entity: str, stored: bytes | None, first_lsn: int) -> None:
+    def _replace(self, rebuild: Rebuild, kind: int, entity: str, first_lsn: int) -> None:
         if self._fetcher.partial.pop((kind, entity), None) is None:
             return  # erased meanwhile
         profile = rebuild.slabs[kind].get(rebuild.index[kind][entity])
         slot = self._l1.index[kind].get(entity)
         if slot is not None and not is_tombstone(profile):
             self._l1.slabs[kind].put(slot, profile)
-        elif profile[0] and profile != stored:
+        elif profile[0]:
+            # Even if it is what was stored: a level that was thought to lack it is given it, and is not asked about again.
             self._write_behind.keep(kind, entity, profile, first_lsn)
+        else:
+            self._write_behind.drop(kind, entity)
 
 
 def _is_open(slab: Slab, slot: int, lsn: int) -> bool:
