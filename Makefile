@@ -8,12 +8,13 @@ DATA := data
 DEMO_EVENTS := 100000
 DEMO_SEED := 7
 PORT ?= 8080
+KILLS ?= 20
 
 GO_STAMP := gocore/build/.built
 GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
-.PHONY: help setup go demo run test check test-python test-go fuzz-go fmt bench docs clean
+.PHONY: help setup go demo run test proof check test-python test-go fuzz-go fmt bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -53,15 +54,19 @@ check: setup  ## format, lint, types, layers
 test-python: setup go  ## all Python tests
 	$(BIN)/python -m pytest -q
 
+proof: setup go  ## kills, restored directories, outages at length (KILLS=20 per test, about 8 minutes); prints its counts
+	KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/e2e/proofs
+
 test-go: setup go  ## vet and test the Go module, with the race detector; skipped, with the reason, where Go is missing
 	@if [ -e $(GO_STAMP) ] && go=$$($(BIN)/python -m gocore.build --print-go); then \
 		export WEIR_TEST_ONNXRUNTIME=$(CURDIR)/gocore/build/libonnxruntime.so; cd gocore && $$go vet ./... && $$go test -race ./...; \
 	else echo "Go tests skipped: the core could not be built, see above"; fi
 
-fuzz-go: setup go  ## fuzz the parsers of plans and profiles, a minute each
+fuzz-go: setup go  ## fuzz the parsers of plans, profiles and journal blocks, a minute each
 	cd gocore && go=$$(../$(BIN)/python -m gocore.build --print-go) && \
 		$$go test -run '^$$' -fuzz FuzzParse -fuzztime 60s -fuzzminimizetime 10x ./internal/plan && \
-		$$go test -run '^$$' -fuzz FuzzProfile -fuzztime 60s -fuzzminimizetime 10x ./internal/advance
+		$$go test -run '^$$' -fuzz FuzzProfile -fuzztime 60s -fuzzminimizetime 10x ./internal/advance && \
+		$$go test -run '^$$' -fuzz FuzzTake -fuzztime 60s -fuzzminimizetime 10x ./internal/replay
 
 fmt: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .

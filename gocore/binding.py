@@ -15,7 +15,7 @@ import os
 import re
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -38,7 +38,7 @@ from gocore.errors import (
 )
 from gocore.locate import HEADER, LIBRARY, missing_core, onnxruntime_library
 
-ABI_VERSION: Final = 2
+ABI_VERSION: Final = 3
 ADVANCE, DRY, VECTORS, RISK = 1, 2, 4, 8
 DIMENSIONS_MAX: Final = 8
 
@@ -206,6 +206,23 @@ class Core:
         if status != _BUSY:
             self._submitted.pop(arena.handle, None)
         self.check(status)
+
+    def replay_job(self, memory: Mapping[str, Array]) -> Any:
+        """A weir_replay_job whose pointers are these arrays, by name; they have to outlive it."""
+        job = self._ffi.new("weir_replay_job *")
+        for name, array in memory.items():
+            setattr(job, name, self._address(array, "uint8_t *" if array.dtype == np.uint8 else "int64_t *"))
+        return job
+
+    def open_replay(self, plan: int, ids_max: int) -> int:
+        """A handle for numbers of ids, weir_replay_close gives it back."""
+        handle = self._ffi.new("uint64_t *")
+        self.check(self._lib.weir_replay_open(plan, ids_max, handle))
+        return int(handle[0])
+
+    def replay(self, handle: int, arena: ArenaMemory, job: Any) -> None:
+        """Take blocks apart as the job says; without the GIL."""
+        self.check(self._lib.weir_replay(handle, arena.handle, job))
 
     def label(self, arena: ArenaMemory, kind: int, slot: int, ts: int, delta: int, lsn: int) -> bool:
         """Add `delta` frauds to the tile of `ts` in a profile. False if it already has `lsn`, or is empty."""

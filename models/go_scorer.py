@@ -3,11 +3,13 @@
 The core uses the libonnxruntime that the onnxruntime wheel ships, so onnxruntime itself need not be imported here.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from features.plan import Plan
 from gocore.binding import ADVANCE, RISK, load_core
 from gocore.errors import BadArgument, BadModel
+from gocore.replay import IDS_MAX, Splitter
 from models.arena import Arena
 from models.scorer import ModelError
 
@@ -37,8 +39,15 @@ class GoScorer:
             core.check(status)
         return 0
 
-    def advance(self, arena: Arena, n_rows: int) -> None:
+    def advance(self, arena: Arena, n_rows: int, first: int = 0) -> None:
         """See Scorer. Raises GoCoreError."""
         if not arena.handle:
             self._core.bind(self._plan, arena)
-        self._core.score(0, arena, 0, n_rows, ADVANCE)
+        self._core.score(0, arena, first, n_rows, ADVANCE)
+
+    def splitter(self, arenas: Sequence[Arena], ids_max: int = IDS_MAX) -> Splitter:
+        """What takes blocks of the journal apart into these arenas, all of one size; `ids_max` ids of a kind get numbers."""
+        for arena in arenas:
+            if not arena.handle:
+                self._core.bind(self._plan, arena)
+        return Splitter(self._core, self._plan, arenas[0].rows_max, len(arenas[0].slabs), ids_max)

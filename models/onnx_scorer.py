@@ -38,12 +38,13 @@ class OnnxScorer:
         arena.risk[:n_rows] = self.infer(vectors)
         return waves
 
-    def advance(self, arena: Arena, n_rows: int) -> None:
+    def advance(self, arena: Arena, n_rows: int, first: int = 0) -> None:
         """See Scorer."""
-        self._advance(arena, n_rows)
+        self._advance(arena, n_rows, first)
 
-    def _advance(self, arena: Arena, n_rows: int) -> tuple[Int64s, int]:
-        return advance(self._plan, arena.slabs, arena.slots[:n_rows], arena.columns[:n_rows], arena.lsns[:n_rows])
+    def _advance(self, arena: Arena, n_rows: int, first: int = 0) -> tuple[Int64s, int]:
+        rows = slice(first, first + n_rows)
+        return advance(self._plan, arena.slabs, arena.slots[rows], arena.columns[rows], arena.lsns[rows])
 
     def infer(self, vectors: Float32s) -> Float32s:
         """Risk of each vector: float32 (rows, n_features) -> float32 (rows,)."""

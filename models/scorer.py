@@ -20,5 +20,5 @@ class Scorer(Protocol):
         Returns the number of vectorised steps that it took, 0 for an engine that takes none.
         """
 
-    def advance(self, arena: Arena, n_rows: int) -> None:
-        """Advance only, for recovery: rows that a profile already has change nothing."""
+    def advance(self, arena: Arena, n_rows: int, first: int = 0) -> None:
+        """Advance only, by `n_rows` rows from `first` on, for recovery: rows that a profile already has change nothing."""

@@ -1,6 +1,6 @@
 """Composition root: opens everything in order, ties it together, serves, and closes it in reverse order.
 
-data directory → embedded servers → stores → journal → engine → recovery → background tasks → HTTP
+data directory → embedded servers → stores → journal → engine → HTTP (health only) → write-behind → recovery → everything
 """
 
 import asyncio
@@ -52,6 +52,7 @@ from service.metrics import Metrics
 from service.partials import Partials
 from service.pipeline import Pipeline
 from service.recovery import Recovery
+from service.recovery_progress import RecoveryProgress
 from service.scorer_switch import ScorerSwitch
 from service.settings import DAY_MS, Settings
 from service.stores import Stores, check_against_journal, mark_behind, open_stores
@@ -116,7 +117,22 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
     keys = KeyRing(settings.data_dir / KEY_FILE)
     if settings.embedded:
         settings = await _embed(settings, stack)
-    engine = await start_engine(settings, plan, card, scorer, accept_loss, stack)
+    # What a request allocates is freed by reference counts; cycles are rare, so look for them rarely.
+    gc.set_threshold(GC_THRESHOLD, 20, 20)
+    engine, stores = await _open_engine(settings, plan, card, scorer, accept_loss, stack)
+    runner = await _open_port(listener, engine, keys, settings, stack)
+    await _run_engine(engine, stores, settings, stack)
+    stack.push_async_callback(runner.cleanup)  # again: no request may be under way when the stops are closed
+    gc.collect()
+    gc.freeze()
+    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
+    return f"http://{host}:{listener.getsockname()[1]}", engine
+
+
+async def _open_port(
+    listener: socket.socket, engine: Engine, keys: KeyRing, settings: Settings, stack: AsyncExitStack
+) -> HttpRunner:
+    """Answer requests from here on; until recovery is done all but the health routes say that the service is not ready."""
     metrics = Metrics()
     watch_engine(metrics, engine)
     lag = asyncio.create_task(watch_loop(metrics.loop_lag[()]))
@@ -130,12 +146,7 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
     except OSError as error:
         raise _cannot_listen(settings.server.host, settings.server.port, error) from None
     await web.SockSite(runner, listener).start()
-    gc.collect()
-    gc.freeze()
-    # What a request allocates is freed by reference counts; cycles are rare, so look for them rarely.
-    gc.set_threshold(GC_THRESHOLD, 20, 20)
-    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
-    return f"http://{host}:{listener.getsockname()[1]}", engine
+    return runner
 
 
 def load_model(settings: Settings) -> tuple[Plan, ModelCard, Scorer]:
@@ -183,10 +194,16 @@ async def _embed(settings: Settings, stack: AsyncExitStack) -> Settings:
 async def start_engine(
     settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, accept_loss: bool, stack: AsyncExitStack
 ) -> Engine:
-    """Open the stores and the journal, recover, start the background tasks; `stack` closes them again.
+    """An engine that takes requests, without HTTP; `stack` closes it again. Raises StartError, JournalError."""
+    engine, stores = await _open_engine(settings, plan, card, scorer, accept_loss, stack)
+    await _run_engine(engine, stores, settings, stack)
+    return engine
 
-    Raises StartError, JournalError.
-    """
+
+async def _open_engine(
+    settings: Settings, plan: Plan, card: ModelCard, scorer: Scorer, accept_loss: bool, stack: AsyncExitStack
+) -> tuple[Engine, Stores]:
+    """Open the stores and the journal. Raises StartError, JournalError."""
     enabled = read_enabled(settings)
     audit = Audit(settings.data_dir)
     stack.callback(audit.close)
@@ -204,12 +221,37 @@ async def start_engine(
     if journal.cut_reason:
         log.warning("journal was cut", bytes=journal.cut_bytes, reason=journal.cut_reason)
     check_against_journal(stores, journal.last_lsn, journal.trimmed_lsn, accept_loss)
-    engine = _build(settings, plan, card, scorer, stores, journal, enabled, audit)
-    await _recover(engine, stores, scorer)
-    await _start_tasks(engine, stores, settings, stack)
-    engine.pipeline.is_open = True
+    return _build(settings, plan, card, scorer, stores, journal, enabled, audit), stores
+
+
+async def _run_engine(engine: Engine, stores: Stores, settings: Settings, stack: AsyncExitStack) -> None:
+    """Recover, with what writes to the stores at work, then start the other tasks and take requests.
+
+    Their end is in reverse order: no new requests, the other tasks, write-behind, the local store, the journal.
+    """
+
+    async def low_positions() -> dict[str, int]:
+        positions = await engine.write_behind.trim_positions()
+        return positions if engine.ledger_feed is None else positions | {"ledger": engine.ledger_feed.position}
+
+    keeper = Keeper(
+        stores.decisions, stores.l2, engine.decisions, engine.journal, engine.applied,
+        settings.l2.flush_interval_ms, settings.journal.keep_hours, low_positions,
+    )  # fmt: skip
+    recovery = await _prepare_recovery(engine, stores)
+    engine.journal.start()
+    stack.push_async_callback(_close_journal, engine.journal)
+    keeper.start()
+    stack.push_async_callback(keeper.stop)
+    engine.write_behind.start()
+    stack.push_async_callback(engine.write_behind.stop, STOP_DEADLINE_S)
+    stack.push_async_callback(engine.fetcher.close)
+    cover = asyncio.create_task(cover_profiles(engine.bloom, stores, engine.write_behind))
+    stack.push_async_callback(_cancel, [cover])
+    await recovery.run()
+    _start_tasks(engine, stores, settings, keeper, stack)
+    engine.pipeline.is_open = engine.is_started = True
     engine.reason = ""
-    return engine
 
 
 def _build(
@@ -247,12 +289,18 @@ def _build(
     erasures = Erasures(plan, journal, fetcher, write_behind, decisions, stores.decisions, stores.rocks)
     labels = Labels(plan, l1, fetcher, decisions, journal, touched, erasures.blanked)
     tier_switch = TierSwitch(
-        settings.data_dir, enabled, l1, settings.l1.bytes_max, bloom, write_behind, lambda: cover_profiles(bloom, stores)
+        settings.data_dir,
+        enabled,
+        l1,
+        settings.l1.bytes_max,
+        bloom,
+        write_behind,
+        lambda: cover_profiles(bloom, stores, write_behind),
     )
     scorers = ScorerSwitch(plan, model_directory(settings, plan) / MODEL_FILE, pipeline, dry_run)
     return Engine(
         plan, clock, l1, bloom, stores.levels, fetcher, pipeline, dry_run, scorers, lists, ListStore(stores.lists), decisions,
-        labels, journal, applied, write_behind, feed, erasures, tier_switch, audit,
+        labels, journal, applied, write_behind, feed, erasures, tier_switch, audit, RecoveryProgress(),
     )  # fmt: skip
 
 
@@ -263,39 +311,20 @@ def _policy(settings: Settings, card: ModelCard) -> Policy:
     return Policy(review, decline, d.unknown_outcome, d.unknown_amount_min)
 
 
-async def _recover(engine: Engine, stores: Stores, scorer: Scorer) -> None:
-    """Lists and profiles as they were when the last accepted entry had been applied."""
-    engine.reason = "recovering"
-    await engine.list_store.load(engine.lists)
+async def _prepare_recovery(engine: Engine, stores: Stores) -> Recovery:
+    """What the journal does not bring, and who has to catch up by itself. Positions claim nothing new from here on."""
     position = stores.replay_position(engine.journal.trimmed_lsn)
-    recovery = Recovery(
-        engine.plan, engine.l1, engine.fetcher, scorer, engine.decisions, engine.lists, engine.journal,
-        engine.pipeline.touched, engine.clock, engine.erasures,
-    )  # fmt: skip
+    recovery = Recovery(engine, stores.decisions, position, stores.decisions_position)
     for number, from_complete in mark_behind(stores, position, engine.journal.last_lsn):
         consumer = engine.write_behind.consumers[number]
         engine.write_behind.meet(consumer, consumer.position, from_complete)
+    await engine.list_store.load(engine.lists)
     await engine.erasures.load()
-    await recovery.run(position, stores.decisions_position)
-    for change in recovery.list_changes:
-        await engine.list_store.put(change, engine.lists, engine.now_ms())
+    return recovery
 
 
-async def _start_tasks(engine: Engine, stores: Stores, settings: Settings, stack: AsyncExitStack) -> None:
-    """Background tasks, and their end in reverse order: no new requests, write-behind, ledger, local store, journal."""
-
-    async def low_positions() -> dict[str, int]:
-        positions = await engine.write_behind.trim_positions()
-        return positions if engine.ledger_feed is None else positions | {"ledger": engine.ledger_feed.position}
-
-    keeper = Keeper(
-        stores.decisions, stores.l2, engine.decisions, engine.journal, engine.applied,
-        settings.l2.flush_interval_ms, settings.journal.keep_hours, low_positions,
-    )  # fmt: skip
-    engine.journal.start()
-    stack.push_async_callback(_close_journal, engine.journal)
-    keeper.start()
-    stack.push_async_callback(keeper.stop)
+def _start_tasks(engine: Engine, stores: Stores, settings: Settings, keeper: Keeper, stack: AsyncExitStack) -> None:
+    """Everything else that runs in the background."""
     if engine.ledger_feed is not None:
         engine.ledger_feed.start()
         stack.push_async_callback(engine.ledger_feed.stop, STOP_DEADLINE_S)
@@ -304,17 +333,13 @@ async def _start_tasks(engine: Engine, stores: Stores, settings: Settings, stack
     )
     partials.start()
     stack.push_async_callback(partials.stop)
-    engine.write_behind.start()
-    stack.push_async_callback(engine.write_behind.stop, STOP_DEADLINE_S)
     engine.erasures.start(keeper, engine.labels, engine.ledger_feed, stores.ledger)
     stack.push_async_callback(engine.erasures.stop)
     stack.push_async_callback(engine.tier_switch.close)
     stack.push_async_callback(_drain, engine)
-    covers = [
-        asyncio.create_task(cover_profiles(engine.bloom, stores)),
-        asyncio.create_task(cover_events(engine.decisions.maybe, stores)),
-    ]
-    stack.push_async_callback(_cancel, covers)
+    # Not earlier: recovery puts decisions into the column and leaves it to this to tell the filter.
+    cover = asyncio.create_task(cover_events(engine.decisions.maybe, stores))
+    stack.push_async_callback(_cancel, [cover])
 
 
 async def _drain(engine: Engine) -> None:

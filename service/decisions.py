@@ -137,6 +137,12 @@ class Decisions:
         if self.maybe is not None:
             self.maybe.add(event_id.encode())
 
+    def add_many(self, event_ids: Sequence[str], decisions: Sequence[StoredDecision]) -> None:
+        """`add` each of a batch."""
+        self._recent.update(zip(event_ids, decisions, strict=True))
+        if self.maybe is not None:
+            self.maybe.add_many([event_id.encode() for event_id in event_ids])
+
     def label(self, event_id: str, stored: StoredDecision, label: str, lsn: int) -> None:
         """The event's label, set by the entry `lsn`."""
         self.add(event_id, msgspec.structs.replace(stored, label=label, label_lsn=lsn))

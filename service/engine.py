@@ -17,7 +17,7 @@ from service.decide import Decision
 from service.decisions import Decisions, StoredDecision
 from service.dry_run import DryRun
 from service.erasure import Erasures
-from service.errors import JournalUnavailable, NotFound, TierUnavailable, WeirError
+from service.errors import JournalUnavailable, NotFound, NotReady, TierUnavailable, WeirError
 from service.fetch import Fetcher, entity_key
 from service.journal import Journal, JournalError
 from service.labels import Labels
@@ -27,6 +27,7 @@ from service.list_store import ListStore
 from service.lists import LIST_NAMES, ListChange, Lists
 from service.pipeline import Answer, Pipeline
 from service.records import LIST, encode_list_change
+from service.recovery_progress import RecoveryProgress
 from service.scorer_switch import ScorerSwitch
 from service.tier_switch import TierSwitch
 from service.tiers.bloom import MaybeSet
@@ -35,7 +36,10 @@ from service.write_behind import WriteBehind
 
 
 class Engine(msgspec.Struct):
-    """Every stop of one running service. `reason` says why it is not ready; empty when it is."""
+    """Every stop of one running service. `reason` says why it is not ready; empty when it is.
+
+    is_started: recovery is done, so what is stored may be shown and changed.
+    """
 
     plan: Plan
     clock: Clock
@@ -57,13 +61,20 @@ class Engine(msgspec.Struct):
     erasures: Erasures
     tier_switch: TierSwitch
     audit: Audit
+    recovery: RecoveryProgress
     reason: str = "starting"
+    is_started: bool = False
 
     @property
     def ready(self) -> tuple[bool, str]:
         """Whether transactions are taken, and if not, why."""
         reason = self.reason or self.journal.problem
         return not reason, reason
+
+    def check_started(self) -> None:
+        """Raise NotReady, with the reason, until recovery is done."""
+        if not self.is_started:
+            raise NotReady(self.reason)
 
     def now_ms(self) -> int:
         """The clock's now."""
@@ -174,10 +185,15 @@ class Engine(msgspec.Struct):
         found = [(c.level.name, c.level.state, c.position) for c in self.write_behind.consumers]
         if self.ledger_feed is not None:
             found.append(("ledger", self.ledger_feed.state, self.ledger_feed.position))
-        return [
-            {"name": name, "state": state, "position": position, "lag": self.journal.n_entries_after(position)}
-            for name, state, position in found
-        ]
+        lags = self.consumer_lags()
+        return [{"name": name, "state": state, "position": p, "lag": int(lags[name])} for name, state, p in found]
+
+    def consumer_lags(self) -> dict[str, float]:
+        """Entries of this run that each consumer of the journal lacks."""
+        lags = {c.level.name: float(self.journal.n_entries_after(c.position)) for c in self.write_behind.consumers}
+        if self.ledger_feed is not None:
+            lags["ledger"] = float(self.journal.n_entries_after(self.ledger_feed.position))
+        return lags
 
     def warnings(self) -> list[str]:
         """What an analyst should know about the tiers as they are."""

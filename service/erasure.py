@@ -132,7 +132,8 @@ class Erasures:
             self._fetcher.erase(number, entity)
             self._write_behind.keep(number, entity, tombstone(self._plan.kinds[number], lsn), lsn)
         known = next((erasure for erasure in self.pending if erasure.lsn == lsn), None)
-        if known is not None:
+        if known is not None:  # in recovery, which has brought back what was blanked in the decisions: all steps again
+            known.done.clear()
             return known
         erasure = Erasure(kind, entity, lsn, [])
         self.pending.append(erasure)

@@ -3,12 +3,18 @@
 from service.engine import Engine
 from service.levels import ON
 from service.metrics import Counts, Metrics
+from service.tiers.l2 import L2
 
 
 def watch_engine(metrics: Metrics, engine: Engine) -> None:
     """Register every gauge, and hand the counters of the stops over at scrape time."""
     pipeline, journal, l1 = engine.pipeline, engine.journal, engine.l1
     metrics.watch("ready", lambda: float(engine.ready[0]))
+    recovery = engine.recovery
+    metrics.watch("recovery_entries", lambda: recovery.n_entries)
+    metrics.watch("recovery_share", lambda: recovery.share)
+    metrics.watch("recovery_seconds", lambda: recovery.seconds)
+    metrics.watch("recovery_cpu_seconds", lambda: recovery.cpu_seconds)
     metrics.watch("queue_events", lambda: pipeline.n_waiting)
     metrics.watch("l1_profiles", lambda: {k.name: len(i) for k, i in zip(engine.plan.kinds, l1.index, strict=True)})
     metrics.watch("l1_bytes", lambda: l1.bytes_used)
@@ -17,7 +23,12 @@ def watch_engine(metrics: Metrics, engine: Engine) -> None:
     metrics.watch("journal_durable_lag", lambda: max(journal.last_lsn - journal.durable_lsn, 0))
     metrics.watch("write_behind_profiles", lambda: engine.write_behind.n_waiting)
     metrics.watch("write_behind_lag", lambda: dict(engine.write_behind.lags()))
+    metrics.watch("consumer_lag", engine.consumer_lags)
+    metrics.watch("erasures_pending", lambda: len(engine.erasures.pending))
     metrics.watch("tier_state", lambda: {level.name: float(level.state == ON) for level in engine.levels})
+    l2 = engine.levels[0].tier
+    assert isinstance(l2, L2)
+    metrics.watch("l2_flush_lag", lambda: journal.n_entries_after(l2.flushed_position))
     if engine.ledger_feed is not None:
         feed = engine.ledger_feed
         metrics.watch("ledger_lag", lambda: max(journal.last_lsn - feed.position, 0))

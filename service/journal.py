@@ -73,6 +73,8 @@ Sync = Literal["group", "interval", "os"]
 _EPOCH = "epoch"
 _CLOSED = -1
 FULL_FREE_BYTES = 64 * 1024  # beside the entries that were refused; then a full disk counts as one with room again
+# How long a full disk is believed to be full: file systems do not tell what a quota or root's reserve leaves.
+REFUSAL_MIN_S, REFUSAL_MAX_S = 1.0, 30.0
 REFUSALS = ("bytes_max", "disk_full", "failed")
 
 
@@ -114,7 +116,7 @@ class Journal:
         self._next_lsn = next_lsn
         self._last_lsn = found.last_lsn
         self._refusal: JournalWriteError | None = None  # of the last append, if it found no room
-        self._refused_bytes = 0
+        self._refused_bytes, self._refused_at = 0, 0.0
         self._syncer = Syncer(directory, found.last_lsn, self._hand_over, self._copy_segments, self._begin_anew)
         self._interval_task: asyncio.Task[None] | None = None
 
@@ -208,12 +210,13 @@ class Journal:
         """Why nothing can be appended at this moment; empty while it can. Asks the file system only after it was full."""
         if self._syncer.failure is not None:
             return str(self._syncer.failure)
-        if self._refusal is None:
+        age_s = time.monotonic() - self._refused_at
+        if self._refusal is None or age_s > REFUSAL_MAX_S:
             return ""
         if isinstance(self._refusal, JournalFull):
             has_room = self.bytes_total + self._refused_bytes <= self.bytes_max
         else:
-            has_room = _free_bytes(self._directory) >= self._refused_bytes + FULL_FREE_BYTES
+            has_room = age_s > REFUSAL_MIN_S and _free_bytes(self._directory) >= self._refused_bytes + FULL_FREE_BYTES
         return "" if has_room else str(self._refusal)
 
     def append(self, entries: Sequence[tuple[int, bytes, bytes]]) -> int:
@@ -374,13 +377,17 @@ class Journal:
             "bytes_max" if isinstance(refusal, JournalFull) else "disk_full" if refusal.is_disk_full else "failed"
         ] += 1
         if isinstance(refusal, JournalFull) or refusal.is_disk_full:
-            self._refusal, self._refused_bytes = refusal, size
+            self._refusal, self._refused_bytes, self._refused_at = refusal, size, time.monotonic()
         return refusal
 
     def _hand_over(self) -> Unsynced:
         unsynced = Unsynced(self._retired_fds, self._fd, self._is_directory_dirty, self._last_lsn)
         self._retired_fds, self._is_directory_dirty = [], False
         return unsynced
+
+    def segments(self) -> list[Segment]:
+        """Copies of all segments as they are now, in LSN order: for whoever reads their bytes."""
+        return self._copy_segments()
 
     def _copy_segments(self) -> list[Segment]:
         return [msgspec.structs.replace(segment) for segment in self._segments]
@@ -405,9 +412,8 @@ class Journal:
 
 
 def _free_bytes(directory: Path) -> int:
-    """Bytes that this process may still write there: root may use what is reserved for it."""
     stat = os.statvfs(directory)
-    return stat.f_frsize * (stat.f_bfree if os.geteuid() == 0 else stat.f_bavail)
+    return stat.f_frsize * stat.f_bavail
 
 
 def _read_own_mark(path: Path, segments: Sequence[Segment], accept_loss: bool) -> int:

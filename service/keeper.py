@@ -21,6 +21,7 @@ log = structlog.get_logger(__name__)
 
 DECISIONS_POSITION_KEY = b"\x00position"  # event ids are printable
 TRIM_INTERVAL_S = 60.0
+LOG_INTERVAL_S = 10.0  # between two records of flushes that failed
 LOOK_INTERVAL_S = 0.25  # between two looks at the journal's size: 25 MB at 100 MB/s, journal.bytes_max leaves two segments
 TAKE_RECORDS = 512  # records encoded between two turns of the loop: about 1 ms
 
@@ -48,6 +49,7 @@ class Keeper:
         self._flush_at = self._trim_at = 0.0
         self._is_holding = False  # of all consumers the local store needs the oldest segment
         self._is_disk_full = False
+        self._log_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -105,7 +107,9 @@ class Keeper:
             await self.flush()
         except (TierUnavailable, JournalError) as error:
             self._is_disk_full = isinstance(error, TierUnavailable) and is_disk_full(error)
-            log.error("flush of the local store failed; the journal has the rest", problem=str(error))
+            if time.monotonic() >= self._log_at:
+                self._log_at = time.monotonic() + LOG_INTERVAL_S
+                log.error("flush of the local store failed; the journal has the rest", problem=str(error))
 
     async def _trim(self) -> None:
         positions = {"l2": self.position, **await self._low_positions()}

@@ -49,15 +49,18 @@ class LedgerFeed:
             log.warning("ledger is behind; the journal has the rest", position=self.position, problem=str(error))
 
     async def ship(self) -> None:
-        """Append everything that the journal holds now. Raises TierUnavailable."""
+        """Append everything that the journal holds now, and nothing that came after its fsync. Raises TierUnavailable."""
         if not self._is_met:
             await self._meet()
         if self._journal.last_lsn <= self.position:
             return
         await self._journal.sync_to(self._journal.last_lsn)
+        durable_lsn = self._journal.durable_lsn
         blocks: list[Block] = []
         n_entries = 0
         async for block in stepwise(self._journal.read(self.position + 1)):
+            if block.last_lsn > durable_lsn:  # appended during the fsync: a power failure may still take it back
+                continue
             blocks.append(block)
             n_entries += len(block.entries)
             if n_entries >= ROWS_MAX:

@@ -29,14 +29,21 @@ WAVES_BOUNDS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)  # waves of a micr
 # gauge -> help, label ("" for none). `watch` takes no other, so that dashboards can rely on the list.
 GAUGES: Final[dict[str, tuple[str, str]]] = {
     "ready": ("1 when the service takes transactions.", ""),
+    "recovery_entries": ("Journal entries that this start has applied again.", ""),
+    "recovery_share": ("Share of those that it has to, 0 to 1.", ""),
+    "recovery_seconds": ("Time that it took so far.", ""),
+    "recovery_cpu_seconds": ("CPU time of the process meanwhile.", ""),
     "queue_events": ("Transactions read and not scored yet.", ""),
     "l1_profiles": ("Profiles resting in L1, by kind of entity.", "kind"),
     "l1_bytes": ("Bytes of profiles resting in L1.", ""),
     "journal_bytes": ("Bytes of all journal segments.", ""),
     "journal_bytes_max": ("Bytes that the journal may take, 0 for no limit.", ""),
     "journal_durable_lag": ("Journal entries appended and not yet fsynced.", ""),
+    "l2_flush_lag": ("Journal entries that L2 has not made durable: where it grows, its disk is full or too slow.", ""),
     "write_behind_profiles": ("Dirty profiles held in memory.", ""),
-    "write_behind_lag": ("Journal entries that a consumer is behind.", "consumer"),
+    "write_behind_lag": ("Dirty profiles that a level still lacks.", "consumer"),
+    "consumer_lag": ("Journal entries of this run that a consumer (a level, the ledger) lacks.", "consumer"),
+    "erasures_pending": ("Erasures that are under way.", ""),
     "ledger_lag": ("Journal entries that the ledger is behind.", ""),
     "tier_state": ("1 if the tier can be read, 0 if not.", "tier"),
 }

@@ -92,7 +92,7 @@ class Partials:
         rebuild = self._begin({keys[key]: found.profile for key, found in stored.items()})
         await self._apply_journal(rebuild, min(first_lsns[key] for key in stored))
         # From here on nothing is awaited: the copies are the truth of this moment.
-        for key, found in stored.items():
+        for key in stored:
             self._replace(rebuild, *keys[key], first_lsns[key])
         self.n_completed += len(stored)
         log.info("partial profiles completed", profiles=len(stored), left=len(self._fetcher.partial))

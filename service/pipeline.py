@@ -298,8 +298,8 @@ class Pipeline:
 
     def _commit(self, rows: list[Row], stored: list[StoredDecision], waves: int) -> None:
         """The batch is in the journal: what was prepared counts now."""
+        self._decisions.add_many([row.tx.event_id for row in rows], stored)
         for row, record in zip(rows, stored, strict=True):
-            self._decisions.add(row.tx.event_id, record)
             self.outcomes[record.outcome] += 1
             self.touched.mark_all(row.entities, record.lsn)
         self._clock.note(max(row.tx.ts for row in rows))

@@ -6,7 +6,7 @@ anew.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 
 import msgspec
@@ -39,11 +39,11 @@ def read_enabled(settings: Settings) -> dict[str, bool]:
 
 
 class TierSwitch:
-    """`enabled`: tier -> whether it is on. `refill_bloom` fills the filter from the tiers that can be listed."""
+    """`enabled`: tier -> whether it is on. `cover_bloom` fills the filter, until it covers everything."""
 
     def __init__(
         self, directory: Path, enabled: Mapping[str, bool], l1: L1, l1_bytes_max: int, bloom: MaybeSet,
-        write_behind: WriteBehind, refill_bloom: Callable[[], Awaitable[None]],
+        write_behind: WriteBehind, cover_bloom: Callable[[], Coroutine[None, None, None]],
     ) -> None:  # fmt: skip
         self._path = directory / TOGGLES_FILE
         self._enabled = dict(enabled)
@@ -51,7 +51,7 @@ class TierSwitch:
         self._l1_bytes_max = l1_bytes_max
         self._bloom = bloom
         self._write_behind = write_behind
-        self._refill_bloom = refill_bloom
+        self._cover_bloom = cover_bloom
         self._turn = asyncio.Lock()
         self._filling: asyncio.Task[None] | None = None
 
@@ -86,7 +86,7 @@ class TierSwitch:
             self._bloom.clear()
             self._bloom.is_on = is_on
             if is_on:
-                self._filling = asyncio.get_running_loop().create_task(self._fill_bloom())
+                self._filling = asyncio.get_running_loop().create_task(self._cover_bloom())
         else:
             consumer = next(c for c in self._write_behind.consumers if c.level.name == name)
             if is_on:
@@ -105,9 +105,3 @@ class TierSwitch:
             await asyncio.sleep(0)
         self._l1.bytes_max = bytes_max
         self._l1.trim()
-
-    async def _fill_bloom(self) -> None:
-        """Every entity that RAM knows, then those of the tiers; new ones are added by whoever finds them new."""
-        async for keys in self._write_behind.keys_in_ram():
-            self._bloom.add_many(keys)
-        await self._refill_bloom()

@@ -7,6 +7,7 @@ has an old copy of. A partial profile is shipped nowhere: partials.py makes it w
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import structlog
@@ -27,6 +28,7 @@ from service.touched import Touched
 log = structlog.get_logger(__name__)
 
 CHUNK_KEYS = 1_000  # keys given at a time: 1 ms
+RECOVERY_SEE_S = 0.5  # in recovery, what was touched is looked at twice a second: all of it is touched again at once
 RECOVERY_INTERVAL_S = 0.05  # between two full batches in recovery: what a kill makes it do again is some seconds' work
 
 
@@ -47,7 +49,7 @@ class WriteBehind:
         self._batch_max = batch_max
         self._profiles_max = profiles_max
         self._waiting: dict[bytes, bytes] = {}
-        self._seen_lsn = 0
+        self._seen_lsn, self._see_at = 0, 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
     def attach(self, l1: L1, fetcher: Fetcher, levels: Sequence[Level], positions: Sequence[int]) -> None:
@@ -86,6 +88,12 @@ class WriteBehind:
         self._waiting[entity_key(self._plan.kinds[kind].name, entity)] = profile
         self._touched.mark(kind, entity, lsn)
 
+    def drop(self, kind: int, entity: str) -> None:
+        """There is no profile of this entity, whatever the journal said of it: nobody lacks it."""
+        key = entity_key(self._plan.kinds[kind].name, entity)
+        for consumer in self.consumers:
+            consumer.dirty.pop(key, None)
+
     def completable(self) -> list[Consumer]:
         """Those whose copies, old or not, the journal can make new: what each lacks is known, and the journal has it."""
         self._see()
@@ -121,13 +129,17 @@ class WriteBehind:
         down = ", ".join(c.level.name for c in self.consumers if c.level.state not in (ON, OFF)) or "the levels"
         return f"{len(self._waiting)} profiles wait for {down}, write_behind.profiles_max is {self._profiles_max}"
 
-    async def keys_in_ram(self) -> AsyncIterator[list[bytes]]:
-        """The keys of every profile that is in L1 or waits at this moment, in chunks; others have their turn between them."""
+    async def known_keys(self) -> AsyncIterator[list[bytes]]:
+        """The keys, as of the first step, of all profiles in L1 or waiting, and of all that some level is known to lack."""
+        self._see()
         names = [kind.name for kind in self._plan.kinds]
-        keys = [(name, entity) for name, index in zip(names, self._l1.index, strict=True) for entity in index]
-        yield list(self._waiting)
+        entities = [(name, entity) for name, index in zip(names, self._l1.index, strict=True) for entity in index]
+        keys = [*self._waiting, *self._partial_keys(), *(key for c in self.consumers for key in c.unwritten())]
         for start in range(0, len(keys), CHUNK_KEYS):
-            yield [entity_key(name, entity) for name, entity in keys[start : start + CHUNK_KEYS]]
+            yield keys[start : start + CHUNK_KEYS]
+            await asyncio.sleep(0)
+        for start in range(0, len(entities), CHUNK_KEYS):
+            yield [entity_key(name, entity) for name, entity in entities[start : start + CHUNK_KEYS]]
             await asyncio.sleep(0)
 
     async def trim_positions(self) -> dict[str, int]:
@@ -201,7 +213,7 @@ class WriteBehind:
 
     def _see(self) -> None:
         """Hand what was touched since the last time to every consumer."""
-        self._seen_lsn = self._applied.lsn
+        self._seen_lsn, self._see_at = self._applied.lsn, time.monotonic() + min(RECOVERY_SEE_S, 10 * self._interval_s)
         live = [consumer for consumer in self.consumers if consumer.is_live]
         for kind, entities in zip(self._plan.kinds, self._touched.take(), strict=True):
             for entity, lsn in entities.items():
@@ -219,7 +231,8 @@ class WriteBehind:
         try:
             if not consumer.is_live:
                 await self._read_on(consumer)
-            self._see()
+            if not self._applied.is_recovering or time.monotonic() >= self._see_at:
+                self._see()
             seen_lsn = self._seen_lsn
             keys = consumer.take(self._batch_max, self._partial_keys())
             profiles, missing = self._copies(keys)

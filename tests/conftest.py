@@ -2,9 +2,11 @@
 
 import asyncio
 import itertools
+import os
 import shutil
 import socket
 import struct
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -14,6 +16,8 @@ import asyncpg
 import pytest
 
 from service.embedded import EmbeddedServers, EmbeddedUnavailable
+
+SMALL_DISK_BYTES = 112 << 20  # RocksDB goes on when it sees room for a memtable again, 32 MiB
 
 _databases = itertools.count(1)
 
@@ -155,3 +159,52 @@ async def proxy_to() -> AsyncIterator[Callable[[str], Awaitable[Proxy]]]:
     for proxy in proxies:
         proxy.thaw()
         await proxy.stop()
+
+
+@pytest.fixture(params=["tmpfs", "ext4"])
+def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, small enough to be filled; skips where none may be mounted."""
+    mount_point = tmp_path / "small"
+    mount_point.mkdir()
+    if request.param == "tmpfs":
+        _run_or_skip("mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "tmpfs", str(mount_point))
+    else:
+        image = tmp_path / "small.img"
+        with image.open("wb") as file:
+            file.truncate(SMALL_DISK_BYTES)
+        _run_or_skip("mkfs.ext4", "-q", "-m", "0", str(image))
+        _run_or_skip("mount", "-o", "loop", str(image), str(mount_point))
+    yield mount_point
+    if subprocess.run(["umount", str(mount_point)], check=False).returncode != 0:  # somebody is still at home
+        subprocess.run(["umount", "-l", str(mount_point)], check=True)
+
+
+def _run_or_skip(*command: str) -> None:
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{command[0]} is not installed")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no small disk can be made here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def fill_disk() -> Callable[[Path, int], Path]:
+    """`fill_disk(disk, left)`: a file there that leaves about `left` bytes free; delete it to make room."""
+
+    def fill(disk: Path, left: int) -> Path:
+        ballast = disk / "ballast"
+        with ballast.open("wb", buffering=0) as file:
+            while (free := _free_bytes(disk)) > left:
+                try:
+                    file.write(bytes(min(1 << 20, free - left)))
+                    os.fsync(file.fileno())
+                except OSError:  # what is free is not always to be had
+                    break
+        return ballast
+
+    return fill
+
+
+def _free_bytes(disk: Path) -> int:
+    stat = os.statvfs(disk)
+    return stat.f_bavail * stat.f_frsize

@@ -10,7 +10,7 @@
 #define WEIR_H
 #include <stdint.h>
 
-#define WEIR_ABI_VERSION 2
+#define WEIR_ABI_VERSION 3
 
 #define WEIR_OK 0
 #define WEIR_PANIC 1
@@ -26,6 +26,11 @@
 #define WEIR_DRY 2     /* instead: each row as if it were the next event; changes nothing */
 #define WEIR_VECTORS 4
 #define WEIR_RISK 8 /* vectors too */
+
+#define WEIR_REPLAY_MORE 0
+#define WEIR_REPLAY_FULL 1
+#define WEIR_REPLAY_BEYOND 2
+#define WEIR_REPLAY_LEFT 3
 
 /* Profiles of one kind: capacity blocks of stride bytes. late_dropped: a counter per ring of the kind, n_late_dropped of them. */
 typedef struct {
@@ -67,6 +72,46 @@ typedef struct {
     int64_t size;
 } weir_tensor;
 
+/* Blocks of the journal (docs/journal.md) to be taken apart into an arena, and memory for what comes out.
+ *
+ * In: blocks_size bytes from the start of a block on; the LSN before that block; entries up to from_lsn are passed over, none
+ * above to_lsn is taken. For each kind there are id_bytes bytes of ids, others_max counts groups of 5 words, records may be null.
+ *
+ * Out: `rows` rows of the arena with LSN and columns, and in the place of each slot the number of the entity within its kind, -1
+ * if it has none; the numbers of different kinds have nothing to do with each other. Of each kind: ids that had no number yet, in
+ * the order of their numbers, which follow those given before, a line feed after each, id_ends bytes and n_new of them; and
+ * n_distinct entities that the rows have: their numbers (kinds, rows of the arena) and first_rows (the same), in which each comes
+ * first. Records: for each row the event id, then the record of its decision; record_ends (rows, 2) are the ends of both. Others:
+ * entries that are no transactions, each as the row before which it stands, LSN, kind, the place of its body in blocks and its
+ * length. last_lsn is that of the last entry that was taken, `entries` counts them. `taken` bytes are blocks that are done, and
+ * before_lsn the LSN of the last of them: the next call goes on from there. forgot is 1 if numbers begin at 0 with this call. */
+typedef struct {
+    uint8_t *blocks;
+    int64_t blocks_size;
+    int64_t before_lsn;
+    int64_t from_lsn;
+    int64_t to_lsn;
+    uint8_t *ids;
+    int64_t id_bytes;
+    int64_t *id_ends;
+    int64_t *n_new;
+    int64_t *n_distinct;
+    int64_t *numbers;
+    int64_t *first_rows;
+    uint8_t *records;
+    int64_t records_size;
+    int64_t *record_ends;
+    int64_t *others;
+    int64_t others_max;
+    int64_t rows;
+    int64_t entries;
+    int64_t n_others;
+    int64_t taken;
+    int64_t last_lsn;
+    int64_t state;
+    int64_t forgot;
+} weir_replay_job;
+
 int32_t weir_abi_version(void);
 
 /* The message of this thread's last failure, cut to size - 1 bytes and ended by a zero. Returns the bytes of the whole. */
@@ -107,6 +152,14 @@ int32_t weir_label(uint64_t arena, int64_t kind, int64_t slot, int64_t ts, int64
 
 /* Join two profiles of one entity, each of size bytes, into out, which may not overlap them. */
 int32_t weir_merge(uint64_t plan, int64_t kind, uint8_t *left, uint8_t *right, uint8_t *out, int64_t size);
+
+/* Numbers for ids; it forgets them all once a kind has more than `ids`. */
+int32_t weir_replay_open(uint64_t plan, int64_t ids, uint64_t *replay);
+int32_t weir_replay_close(uint64_t replay);
+
+/* state gets WEIR_REPLAY_MORE where a block is not all there, or is none; WEIR_REPLAY_FULL where there is no room for the next
+ * entry, WEIR_REPLAY_BEYOND where it is above to_lsn, WEIR_REPLAY_LEFT where it cannot be taken here. */
+int32_t weir_replay(uint64_t replay, uint64_t arena, weir_replay_job *job);
 
 /* Any model. An output whose n_dimensions is -1 has a shape that only the run can tell: shape has room for 8 dimensions, data
  * for size bytes; n_dimensions, shape and size are filled in. */

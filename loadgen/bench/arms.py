@@ -2,7 +2,7 @@
 
 The rivals in the house answer the same requests from the same keys, journal and tiers: `weir serve` with each scorer, and
 weir-go, the service in Go alone. Settings reach all of them; what weir-go does not know is named, so that unequal work never
-looks equal.
+looks equal. With --sync each of them takes part once per sync mode of the journal, as an arm of its own: "weir go, group".
 """
 
 import os
@@ -19,6 +19,10 @@ NULL, BARE, WEIR_GO = "null", "bare aiohttp", "weir-go"
 SCORERS = {"weir onnx": "onnx", "weir go": "go"}  # arms that are `weir serve --scorer ...`
 ARMS = (NULL, BARE, *SCORERS, WEIR_GO)
 WEIR_ARMS = (*SCORERS, WEIR_GO)  # those that score and keep state
+SYNCS = ("group", "interval", "os")  # journal.sync, the strictest first
+SYNC_SETTING = "journal.sync"
+FLUSH_SETTING = "l2.flush_interval_ms"
+FLUSH_INTERVAL_MS = 5_000  # its default in the service
 OWN_SETTINGS = ("data_dir", "scorer", "server.port")  # the benchmark gives them
 HELP_DEADLINE_S = 10.0
 
@@ -32,11 +36,44 @@ def parse_arms(text: str) -> tuple[str, ...]:
     return tuple(name for name in ARMS if name in names)
 
 
+def parse_syncs(given: Sequence[str]) -> tuple[str, ...]:
+    """The sync modes named by --sync, each once, in the order of SYNCS; "all" names them all. Raises BenchError."""
+    names = SYNCS if "all" in given else given
+    if unknown := [name for name in names if name not in SYNCS]:
+        raise BenchError(f"--sync {unknown[0]}: expected {', '.join(SYNCS)} or all")
+    return tuple(name for name in SYNCS if name in names)
+
+
+def best_arm() -> str:
+    """The arm of `weir serve` as it would start here: the go scorer where it is built, else onnx."""
+    return next(name for name in reversed(SCORERS) if missing_arm(name) is None)
+
+
+def by_sync(arms: Sequence[str], syncs: Sequence[str]) -> list[str]:
+    """`arms`, those that keep a journal once per mode; without modes, as they are."""
+    names: list[str] = []
+    for name in arms:
+        names += [f"{name}, {sync}" for sync in syncs] if syncs and name in WEIR_ARMS else [name]
+    return names
+
+
+def kind_of(name: str) -> str:
+    """Which of ARMS it is, in whatever mode."""
+    return name.partition(", ")[0]
+
+
+def order_of(name: str) -> tuple[int, int]:
+    """Where an arm stands in tables: by ARMS, then by SYNCS."""
+    kind, _, sync = name.partition(", ")
+    return ARMS.index(kind), SYNCS.index(sync) if sync else 0
+
+
 def missing_arm(name: str) -> str | None:
     """Why the arm cannot be measured here, or None if it can. Looks at files only."""
-    if name == WEIR_GO:
+    kind = kind_of(name)
+    if kind == WEIR_GO:
         return None if SERVER.is_file() else f"{SERVER.name} is not built; make go builds it"
-    return missing_scorer(SCORERS[name]) if name in SCORERS else None
+    return missing_scorer(SCORERS[kind]) if kind in SCORERS else None
 
 
 def settings_by_arm(arms: Sequence[str], settings: Sequence[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
@@ -47,17 +84,38 @@ def settings_by_arm(arms: Sequence[str], settings: Sequence[str]) -> tuple[dict[
     for setting in settings:
         if _key(setting) in OWN_SETTINGS:
             raise BenchError(f"--set {setting}: the benchmark sets {', '.join(OWN_SETTINGS)} itself; --arms chooses scorers")
-    given: dict[str, tuple[str, ...]] = {name: tuple(settings) if name in WEIR_ARMS else () for name in arms}
-    if WEIR_GO not in arms:
+        if _key(setting) == SYNC_SETTING and any(_sync_of(name) for name in arms):
+            raise BenchError(f"--set {setting}: --sync gives each arm its own")
+    given = {name: (*settings, *_sync_of(name)) if kind_of(name) in WEIR_ARMS else () for name in arms}
+    kinds = [kind_of(name) for name in arms]
+    if WEIR_GO not in kinds:
         return given, []
     inherited = sorted(name for name in os.environ if name.startswith("WEIR_") and "__" in name)
     if inherited:
         raise BenchError(f"weir-go does not read {', '.join(inherited)}: unset it and give the setting with --set")
-    if not settings or not any(name in SCORERS for name in arms):
+    if not settings or not any(kind in SCORERS for kind in kinds):
         return given, []
     known = _settings_of_weir_go()
-    given[WEIR_GO] = tuple(setting for setting in settings if _key(setting) in known)
+    for name, kind in zip(arms, kinds, strict=True):
+        if kind == WEIR_GO:
+            given[name] = tuple(setting for setting in given[name] if _key(setting) in known)
     return given, [setting for setting in settings if _key(setting) not in known]
+
+
+def _sync_of(name: str) -> tuple[str, ...]:
+    """The setting that tells an arm's sync mode, if it has one."""
+    sync = name.partition(", ")[2]
+    return (f"{SYNC_SETTING}={sync}",) if sync else ()
+
+
+def flush_interval_ms(settings: Sequence[str]) -> int:
+    """How often a service that is started with these settings writes decisions to RocksDB. Raises BenchError."""
+    given = [setting.partition("=")[2].strip() for setting in settings if _key(setting) == FLUSH_SETTING]
+    if not given:
+        return FLUSH_INTERVAL_MS
+    if not given[-1].isdecimal():
+        raise BenchError(f"--set {FLUSH_SETTING}={given[-1]}: expected a number of milliseconds")
+    return int(given[-1])
 
 
 def _key(setting: str) -> str:
@@ -79,9 +137,10 @@ def _settings_of_weir_go() -> set[str]:
 
 def start_arm(name: str, data_dir: Path, logs: Path, settings: Sequence[str]) -> Child:
     """Start a server on any free port and wait until it is ready; `data_dir` is that of a Weir arm. Raises BenchError."""
-    if name in SCORERS:
-        return start_weir(data_dir, logs, (*settings, f"scorer={SCORERS[name]}"), name)
-    if name == WEIR_GO:
+    kind = kind_of(name)
+    if kind in SCORERS:
+        return start_weir(data_dir, logs, (*settings, f"scorer={SCORERS[kind]}"), name)
+    if kind == WEIR_GO:
         options = [part for setting in settings for part in ("--set", setting)]
         return Child(name, [str(SERVER), "--data-dir", str(data_dir), "--port", "0", *options], logs)
-    return Child(name, script("null_server" if name == NULL else "bare_aiohttp"), logs)
+    return Child(name, script("null_server" if kind == NULL else "bare_aiohttp"), logs)

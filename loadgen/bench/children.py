@@ -54,10 +54,20 @@ class Child:
         raise BenchError(f"{self.name} was not ready within {READY_DEADLINE_S:.0f} s")
 
     def cpu_s(self) -> float:
-        """CPU of all its threads so far, user and system, in steps of 10 ms."""
-        stat = Path(f"/proc/{self.pid}/stat").read_text(encoding="ascii", errors="replace")
-        fields = stat.rpartition(")")[2].split()  # the name before it may hold spaces
-        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+        """CPU of all its threads so far, ended ones too, user and system."""
+        # Linux's clock of another process (clock_getcpuclockid, which Python lacks): ns, where /proc counts in steps of 10 ms.
+        return time.clock_gettime(~self.pid << 3 | 2)
+
+    def threads_cpu_s(self) -> dict[str, float]:
+        """CPU of its main thread ("main") and of the others by name, those that are alive, in steps of 10 ms."""
+        found: dict[str, float] = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                head, _, tail = (task / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")
+                fields = tail.split()  # the name before it may hold spaces
+                name = "main" if task.name == str(self.pid) else head.partition("(")[2]
+                found[name] = found.get(name, 0.0) + (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+        return found
 
     def memory_mb(self) -> tuple[float, float]:
         """MiB resident now, and the most so far."""
@@ -67,6 +77,10 @@ class Child:
             if name in ("VmRSS", "VmHWM"):
                 values[name] = int(rest.split()[0]) / 1024
         return values["VmRSS"], values["VmHWM"]
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
 
     def alive(self) -> bool:
         return self._process.poll() is None

@@ -1,12 +1,13 @@
 """`weir bench http` and `weir bench memory`: the command lines, their tables on the terminal and their pages."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
 
-from loadgen.bench.arms import ARMS, parse_arms
+from loadgen.bench.arms import ARMS, best_arm, parse_arms, parse_syncs
 from loadgen.bench.http import run_http
 from loadgen.bench.http_page import http_page, process_table, rates_table
 from loadgen.bench.http_result import HttpOptions
@@ -41,15 +42,27 @@ def http(
     batch_rows: Annotated[int, typer.Option(min=1, max=10_000, help="Events per batch.")] = 256,
     cards: Annotated[int, typer.Option(min=1, help="Cards that events are drawn from.")] = 10_000,
     zipf: Annotated[float, typer.Option(min=0, help="Exponent of the draw; 0 is uniform.")] = 0.0,
-    arms: Annotated[str, typer.Option(help="Servers to measure; ratios need bare aiohttp among them.")] = ",".join(ARMS),
+    arms: Annotated[
+        str | None, typer.Option(help="Servers to measure; ratios need bare aiohttp among them.", show_default=",".join(ARMS))
+    ] = None,
+    sync: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sync", help="A sync mode of the journal to compare, or all; repeatable. Arms: weir serve, if none are given."
+        ),
+    ] = None,
     starts: Annotated[int, typer.Option(min=1, help="Starts of each server; the time to ready is their median.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")
+    ] = None,
     settings: Settings = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
     """Single events and batches per second: the service with each scorer and weir-go, beside a bare aiohttp handler."""
     with one_line_errors("http"):
+        syncs = parse_syncs(sync or ())
         options = HttpOptions(
             rounds=1 if quick else rounds,
             measure_s=0.3 if quick else seconds,
@@ -60,10 +73,11 @@ def http(
             cards=min(cards, 1_000) if quick else cards,
             zipf=zipf,
             settings=tuple(settings or ()),
-            arms=parse_arms(arms),
+            arms=parse_arms(arms or (best_arm() if syncs else ",".join(ARMS))),
             starts=1 if quick else starts,
+            syncs=syncs,
         )
-        result = uvloop.run(run_http(options, say))
+        result = uvloop.run(run_http(options, say, work_dir))
         print_table(*rates_table(result))
         typer.echo()
         print_table(*process_table(result))

@@ -14,16 +14,33 @@ from pathlib import Path
 
 import msgspec
 
-from loadgen.bench.arms import ARMS, BARE, NULL, WEIR_ARMS, WEIR_GO, missing_arm, settings_by_arm, start_arm
+from loadgen.bench.arms import (
+    ARMS,
+    BARE,
+    FLUSH_SETTING,
+    NULL,
+    SCORERS,
+    WEIR_ARMS,
+    WEIR_GO,
+    by_sync,
+    flush_interval_ms,
+    kind_of,
+    missing_arm,
+    order_of,
+    settings_by_arm,
+    start_arm,
+)
 from loadgen.bench.children import BenchError, Child, add_key, pinned
 from loadgen.bench.closed_loop import ClosedLoop, Sample
+from loadgen.bench.file_system import file_system, is_memory, probe_sync
 from loadgen.bench.http_result import Cell, HttpOptions, HttpResult, Process, busiest_single, make_cells, median
 from loadgen.bench.payloads import Payloads
-from loadgen.sender import Client, SendError, Target
+from loadgen.bench.touch import touch_cards
+from loadgen.sender import Target
 from models.machine import machine
 
-TOUCH_ROWS = 256  # cards per batch when the profiles are made
 SHARE_MIN = 0.8  # of a core; at most connections a closed loop fills the server's or the client's, if nobody else is on it
+IN_MEMORY = "The data directories were in memory, where fsync does nothing: sync modes differ in nothing here."
 
 
 class _Start(msgspec.Struct):
@@ -46,18 +63,23 @@ class _Arm(msgspec.Struct):
         return self.starts[-1].child
 
 
-async def run_http(options: HttpOptions, say: Callable[[str], None]) -> HttpResult:
-    """Start the servers, measure, stop them. Raises BenchError."""
+async def run_http(options: HttpOptions, say: Callable[[str], None], work_dir: Path | None = None) -> HttpResult:
+    """Start the servers, measure, stop them. Raises BenchError.
+
+    Data directories are made below `work_dir`, by default where temporary files go.
+    """
     names, skipped = _present(options, say)
     settings, unknown = settings_by_arm(names, options.settings)
     cores = sorted(os.sched_getaffinity(0))
     server_core, client_core = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
     with ExitStack() as stack:
-        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-bench-")))
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-bench-", dir=work_dir)))
+        fsync = probe_sync(work)
+        say(f"data directories on {file_system(work)}, an fsync takes {fsync.p50_us:,.0f} µs")
         arms = _start(options, settings, work, server_core, stack, say)
         stack.enter_context(pinned(client_core))
         for name, arm in arms.items():
-            if name in WEIR_ARMS:
+            if kind_of(name) in WEIR_ARMS:
                 await _touch(arm, options.cards)
         samples: dict[tuple[str, str, int], list[Sample]] = {}
         for number in range(options.rounds):
@@ -78,11 +100,14 @@ async def run_http(options: HttpOptions, say: Callable[[str], None]) -> HttpResu
             machine=machine(),
             server_core=server_core,
             client_core=client_core,
+            file_system=file_system(work),
+            fsync=fsync,
             cells=cells,
-            processes=[_process(name, arm, cells) for name, arm in arms.items()],
+            processes=[_process(name, arm, cells, settings[name]) for name, arm in arms.items()],
             skipped=skipped,
             settings_not_in_weir_go=unknown,
-            caveats=make_caveats(options, cells, skipped, unknown, pinned_apart=server_core is not None),
+            caveats=make_caveats(options, cells, skipped, unknown, pinned_apart=server_core is not None)
+            + ([IN_MEMORY] if is_memory(work) else []),
         )
 
 
@@ -92,7 +117,7 @@ def _present(options: HttpOptions, say: Callable[[str], None]) -> tuple[list[str
     skipped = {name: reason for name, reason in reasons.items() if reason is not None}
     for name, reason in skipped.items():
         say(f"{name} is left out: {reason}")
-    names = [name for name in reasons if name not in skipped]
+    names = by_sync([name for name in reasons if name not in skipped], options.syncs)
     if not names:
         raise BenchError("no arm is left to measure: " + "; ".join(f"{name}: {reason}" for name, reason in skipped.items()))
     return names, skipped
@@ -113,7 +138,7 @@ def _start(
         for name, of_arm in starts.items():
             data_dir = work / f"{name}-{number}"
             data_dir.mkdir()
-            key = add_key(data_dir) if name in WEIR_ARMS else "none"
+            key = add_key(data_dir) if kind_of(name) in WEIR_ARMS else "none"
             with pinned(core):
                 child = start_arm(name, data_dir, work, settings[name])
             stack.callback(child.stop)
@@ -130,18 +155,10 @@ def _start(
 
 
 async def _touch(arm: _Arm, n_cards: int) -> None:
-    """Give every card (and its device and address) a profile."""
     arm.child.resume()
-    client = Client(arm.target, 60.0)
     try:
-        for start in range(0, n_cards, TOUCH_ROWS):
-            reply = await client.request(arm.payloads.each_card(start, min(start + TOUCH_ROWS, n_cards)))
-            if reply.status != 200 or b'"status":' in reply.body:
-                raise BenchError(f"{arm.child.name} refused the first events: {reply.status} {reply.body[:400]!r}")
-    except SendError as error:
-        raise BenchError(f"{arm.child.name}: {error}") from error
+        await touch_cards(arm.child, arm.target, arm.payloads, n_cards)
     finally:
-        client.close()
         if arm.child.alive():
             arm.child.pause()
 
@@ -160,7 +177,7 @@ async def _measure(arm: _Arm, mode: str, connections: int, options: HttpOptions)
             arm.child.pause()
 
 
-def _process(name: str, arm: _Arm, cells: list[Cell]) -> Process:
+def _process(name: str, arm: _Arm, cells: list[Cell], settings: tuple[str, ...]) -> Process:
     ready = [start.child.ready_s for start in arm.starts]
     memory_end, memory_max = arm.child.memory_mb()
     busiest = busiest_single(cells, name)
@@ -174,6 +191,7 @@ def _process(name: str, arm: _Arm, cells: list[Cell]) -> Process:
         events=arm.payloads.n_events,
         connections=busiest.connections,
         cpu_us_per_request=busiest.server_cpu_us_per_request,
+        settings=settings,
     )
 
 
@@ -183,6 +201,7 @@ def make_caveats(
     """What the numbers of this run do not show."""
     draw = f"Zipf with exponent {options.zipf:g}" if options.zipf else "uniform"
     measured = {cell.arm for cell in cells}
+    kinds = {kind_of(name) for name in measured}
     caveats = [
         "All threads of a server share one core; on more cores the service's background work would run beside it.",
         f"{options.cards:,} cards, drawn {draw}; every profile is in L1, no L3, no fraud labels, loopback, no TLS.",
@@ -192,8 +211,18 @@ def make_caveats(
     ]
     if BARE in measured:
         caveats.append("The bare handler checks no key, keeps no state, writes no journal: it is a ceiling, not a rival.")
-    if WEIR_GO in measured:
+    if WEIR_GO in kinds:
         caveats.append("weir-go has no traces, lists, switches of tiers or console; these requests ask for none of them.")
+    flush_ms = flush_interval_ms(options.settings)
+    if kinds & {*SCORERS} and options.measure_s * 1e3 < flush_ms:
+        caveats.append(
+            f"Measurements are shorter than {FLUSH_SETTING} ({flush_ms:,}): the service writes decisions to RocksDB mostly"
+            " between them. A longer --seconds has that in."
+        )
+    if options.syncs:
+        caveats.append(
+            "A virtual disk may say that it has written before it has; fsync is then cheaper than on a disk of your own."
+        )
     if unknown:
         caveats.append(f"weir-go ran without {', '.join(unknown)}: it does not know the setting.")
     caveats += [f"{name} was left out: {reason}." for name, reason in skipped.items()]
@@ -201,7 +230,7 @@ def make_caveats(
         caveats.append("Only one core was usable: client and server took turns on it; compare nothing but ratios.")
     crowded = [name for name in measured if name != NULL and _is_crowded(busiest_single(cells, name))]
     if crowded:
-        names = ", ".join(sorted(crowded, key=ARMS.index))
+        names = ", ".join(sorted(crowded, key=order_of))
         caveats.append(
             f"Neither server nor client had its core to itself ({names}): other processes ran; do not compare rates."
         )

@@ -2,13 +2,24 @@
 
 from collections.abc import Sequence
 
-from loadgen.bench.arms import WEIR_ARMS
+from loadgen.bench.arms import WEIR_ARMS, kind_of
 from loadgen.bench.http_result import Cell, HttpResult, Process, busiest_single
 from loadgen.page import Cell as TableCell
 from loadgen.page import Figure, Table, machine_table, page
 
 # The page has four colours of its own; the fifth arm's is legible on its light and on its dark ground.
 COLOURS = {"null": "@d", "bare aiohttp": "@b", "weir onnx": "@c", "weir go": "@a", "weir-go": "#4f9d69"}
+MODE_COLOURS = (
+    "@c",
+    "@a",
+    "@b",
+    "#4f9d69",
+    "@d",
+    "#9b6fb0",
+    "#c08a3e",
+    "#5f7f9f",
+    "#8f5f5f",
+)  # of arms that are there once per sync mode
 
 
 def rates_table(result: HttpResult) -> Table:
@@ -54,7 +65,8 @@ def http_page(result: HttpResult) -> str:
         tables.append(("Left out", ("arm", "reason"), list(result.skipped.items())))
     lead = (
         f"{result.options.rounds} interleaved rounds of {result.options.measure_s:g} s on {result.created}. Servers on "
-        f"core {result.server_core}, client on core {result.client_core}."
+        f"core {result.server_core}, client on core {result.client_core}. Data on {result.file_system}, an fsync there takes "
+        f"{result.fsync.p50_us:,.0f} µs."
     )
     figures = [figure for figure in figures if figure[2]["data"]]
     return page("Weir bench http", lead, _facts(result), figures, [*tables, machine_table(result.machine)], result.caveats)
@@ -63,7 +75,7 @@ def http_page(result: HttpResult) -> str:
 def _facts(result: HttpResult) -> list[tuple[str, str]]:
     facts = []
     for process in result.processes:
-        if process.arm not in WEIR_ARMS:
+        if kind_of(process.arm) not in WEIR_ARMS:
             continue
         top = busiest_single(result.cells, process.arm)
         of_bare = f" ({top.ratio_to_bare:.2f})" if top.ratio_to_bare else ""
@@ -76,9 +88,16 @@ def _facts(result: HttpResult) -> list[tuple[str, str]]:
     return facts
 
 
+def _colours(cells: Sequence[Cell]) -> dict[str, str]:
+    """Every arm's own colour; arms that are there once per mode get the next one each."""
+    names = list(dict.fromkeys(cell.arm for cell in cells))
+    rest = iter(MODE_COLOURS)
+    return {name: COLOURS.get(name) or next(rest) for name in names}
+
+
 def _by_connections(cells: Sequence[Cell], field: str) -> Figure:
     data: list[dict[str, object]] = []
-    for arm, colour in COLOURS.items():
+    for arm, colour in _colours(cells).items():
         of_arm = [cell for cell in cells if cell.arm == arm]
         if of_arm:
             x = [str(cell.connections) for cell in of_arm]

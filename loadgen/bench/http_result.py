@@ -4,13 +4,17 @@ import statistics
 
 import msgspec
 
-from loadgen.bench.arms import ARMS, BARE
+from loadgen.bench.arms import ARMS, BARE, order_of
 from loadgen.bench.closed_loop import Sample
+from loadgen.bench.file_system import SyncProbe
 from models.machine import Machine
 
 
 class HttpOptions(msgspec.Struct, frozen=True):
-    """What is measured, and for how long. `starts`: how often each server is started; the last of them is measured."""
+    """What is measured, and for how long. `starts`: how often each server is started; the last of them is measured.
+
+    With `syncs` every arm that has a journal is measured once per mode, and named "arm, mode".
+    """
 
     rounds: int = 5
     measure_s: float = 2.0
@@ -23,6 +27,7 @@ class HttpOptions(msgspec.Struct, frozen=True):
     settings: tuple[str, ...] = ()
     arms: tuple[str, ...] = ARMS
     starts: int = 3
+    syncs: tuple[str, ...] = ()
 
 
 class Cell(msgspec.Struct):
@@ -51,6 +56,7 @@ class Process(msgspec.Struct):
     """One server as a process. Seconds and MiB at the start are medians of `starts_s`, each with an empty directory.
 
     `memory_end_mb` and `memory_max_mb` after all rounds and `events` transactions; CPU per single request, at most connections.
+    `settings`: each "key=value" that it was started with.
     """
 
     arm: str
@@ -62,10 +68,14 @@ class Process(msgspec.Struct):
     events: int
     connections: int
     cpu_us_per_request: float
+    settings: tuple[str, ...]
 
 
 class HttpResult(msgspec.Struct):
-    """What --json writes. `skipped`: arms that were left out, and why; `settings_not_in_weir_go` reached `weir serve` only."""
+    """What --json writes. `skipped`: arms that were left out, and why; `settings_not_in_weir_go` reached `weir serve` only.
+
+    `file_system` holds the data directories; `fsync` is what one costs there with nothing else going on.
+    """
 
     kind: str
     created: str
@@ -73,6 +83,8 @@ class HttpResult(msgspec.Struct):
     machine: Machine
     server_core: int | None
     client_core: int | None
+    file_system: str
+    fsync: SyncProbe
     cells: list[Cell]
     processes: list[Process]
     skipped: dict[str, str]
@@ -110,7 +122,7 @@ def make_cells(samples: dict[tuple[str, str, int], list[Sample]]) -> list[Cell]:
                 samples=of_cell,
             )
         )
-    return sorted(cells, key=lambda c: (c.mode != "http", c.connections, ARMS.index(c.arm)))
+    return sorted(cells, key=lambda c: (c.mode != "http", c.connections, order_of(c.arm)))
 
 
 def busiest_single(cells: list[Cell], arm: str) -> Cell:

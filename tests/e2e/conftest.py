@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import http.client
-import itertools
 import json
 import os
 import random
@@ -11,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,23 +18,26 @@ import aiohttp
 import asyncpg
 import msgspec
 import pytest
+import redis.asyncio
 
 from features.memory import MemoryEngine
-from features.transaction import Transaction
+from features.transaction import Transaction, is_blank
 from gocore.locate import SERVER
 from models.card import ARTIFACTS, MODEL_FILE
 from models.generator import generate
 from models.onnx_scorer import OnnxScorer
 from service.app import load_model
 from service.auth import Role, add_key
-from service.decisions import decode_body
-from service.fetch import entity_key
-from service.journal import LABEL, TX, read_directory
-from service.records import decode_label
+from service.decisions import StoredDecision, decode_body
+from service.fetch import entity_key, split_key
+from service.journal import ERASURE, LABEL, TX, Block, read_directory
+from service.records import decode_erasure, decode_label, decode_outcome
 from service.settings import load_settings
-from service.tiers.base import Tier
+from service.tiers.base import Tier, lsn_of
 
 READY_S = 30.0
+STOP_S = 60.0
+REDIS_PREFIX = b"weir:p:"
 N_CLIENTS = 4
 RIVAL_DEADLINE = "server.request_deadline_ms=500"
 PYTHON_SERVE = (sys.executable, "-m", "service", "serve")
@@ -85,11 +87,13 @@ class Weir:
         if not self.key:  # of a running service: it has to be accepted at once
             self.key = await asyncio.to_thread(add_key, self.directory, Role.ADMIN, "test")
 
-    def kill(self, number: int = signal.SIGKILL) -> int:
-        """Send the signal, wait for the end, return the exit code."""
+    def kill(self, number: int = signal.SIGKILL, times: int = 1) -> int:
+        """Send the signal, wait for the end, return the exit code. `times`: how often it is sent, a little apart."""
         assert self._process is not None
-        self._process.send_signal(number)
-        code = self._process.wait(timeout=30)
+        for _ in range(times):
+            self._process.send_signal(number)
+            time.sleep(0.02 * (times - 1))
+        code = self._process.wait(timeout=STOP_S)
         self._process = None
         return code
 
@@ -162,17 +166,28 @@ class Client:
 
 
 class Truth:
-    """The journals of data directories, one after the other, and what a fresh engine fed them in LSN order has."""
+    """The journals of data directories, one after the other, and what a fresh engine fed them in LSN order has.
 
-    def __init__(self, *directories: Path, spec: str = "cards") -> None:
+    Of a later directory only what lies above the LSNs of the earlier ones counts, of the first what lies above `after_lsn`.
+    `seed`: profiles that the fresh engine begins with.
+    """
+
+    def __init__(
+        self, *directories: Path, spec: str = "cards", after_lsn: int = 0, seed: Mapping[bytes, bytes] | None = None
+    ) -> None:
         plan, _, _ = load_model(load_settings(None, [f"spec={spec}"]))
         reference = OnnxScorer(plan, ARTIFACTS / plan.spec_name / MODEL_FILE)
         engine = MemoryEngine(plan)
         self.plan = plan
         self.scores: dict[str, float] = {}
         self.lsns: dict[str, int] = {}
+        self.decisions: dict[str, StoredDecision] = {}
         self.labels: dict[str, str] = {}
-        for block in itertools.chain.from_iterable(read_directory(directory / "journal") for directory in directories):
+        self.last_lsn = after_lsn
+        for key, profile in (seed or {}).items():
+            number, entity = split_key(plan, key)
+            engine.slabs[number].put(engine._slot(number, entity), profile)
+        for block in self._blocks(directories):
             txs = [(entry.lsn, decode_body(entry.body)) for entry in block.entries if entry.kind == TX]
             if txs:
                 vectors = engine.vectors([tx for _, tx in txs], txs[0][0])
@@ -181,15 +196,29 @@ class Truth:
                     assert tx.event_id not in self.lsns, f"{tx.event_id} was journaled twice"
                     self.scores[tx.event_id], self.lsns[tx.event_id] = risk, lsn
             for entry in block.entries:
-                if entry.kind == LABEL:
+                if entry.kind == TX:
+                    self.decisions[decode_body(entry.body).event_id] = decode_outcome(entry.lsn, entry.body, entry.decision)
+                elif entry.kind == LABEL:
                     record = decode_label(entry.body)
                     self.labels[record.event_id] = record.label
                     if record.delta:
                         engine.label(decode_body(record.body), record.delta, entry.lsn)
+                elif entry.kind == ERASURE:
+                    erasure = decode_erasure(entry.body)
+                    if not is_blank(erasure.id):
+                        engine.erase(erasure.kind, erasure.id)
         self.profiles: dict[bytes, bytes] = {}
         for kind, index in zip(plan.kinds, engine.index, strict=True):
             for entity in index:
-                self.profiles[entity_key(kind.name, entity)] = engine.profile(kind.name, entity) or b""
+                bytes_now = engine.profile(kind.name, entity)
+                if bytes_now is not None:  # not erased
+                    self.profiles[entity_key(kind.name, entity)] = bytes_now
+
+    def _blocks(self, directories: Sequence[Path]) -> Iterator[Block]:
+        for directory in directories:
+            for block in read_directory(directory / "journal", self.last_lsn + 1):
+                self.last_lsn = block.last_lsn
+                yield block
 
     async def assert_in_store(self, tier: Tier) -> None:
         """After a clean stop the store has every profile with the journal's bytes, and its position says so."""
@@ -201,14 +230,97 @@ class Truth:
         wrong = [key for key, profile in zip(keys, found, strict=True) if profile != self.profiles[key]]
         assert not wrong, f"{tier.name}: {len(wrong)} of {len(keys)} profiles differ, as {wrong[:3]}"
 
-    async def assert_in_ledger(self, url: str) -> None:
-        """The ledger has each event once, with its LSN."""
+    async def assert_in_ledger(self, url: str) -> int:
+        """The ledger has each event once, with the journal's content in every column. Returns the number of rows."""
         connection = await asyncpg.connect(url)
-        rows = await connection.fetch("SELECT event_id, lsn FROM weir_ledger")
+        rows = await connection.fetch("SELECT * FROM weir_ledger")
         await connection.close()
-        found = {row["event_id"]: row["lsn"] for row in rows}
+        found = {row["event_id"]: dict(row) for row in rows}
         assert len(found) == len(rows), "an event has two rows in the ledger"
-        assert found == self.lsns
+        missing, extra = self.decisions.keys() - found.keys(), found.keys() - self.decisions.keys()
+        assert not missing | extra, f"ledger: {len(missing)} rows missing, as {sorted(missing)[:3]}; {len(extra)} too many"
+        for event_id, made in self.decisions.items():
+            assert found[event_id] == self._ledger_row(event_id, made)
+        return len(rows)
+
+    def _ledger_row(self, event_id: str, made: StoredDecision) -> dict[str, Any]:
+        tx = decode_body(made.body)
+        return {
+            "lsn": made.lsn, "event_id": tx.event_id, "ts": tx.ts, "card_id": tx.card_id, "merchant_id": tx.merchant_id,
+            "amount": tx.amount, "currency": tx.currency, "score": made.score, "outcome": made.outcome, "model": made.model,
+            "scorer": made.scorer, "reasons": list(made.reasons), "tx": made.body,
+            "label": {None: None, "fraud": 1, "legit": 0}[self.labels.get(event_id)],
+        }  # fmt: skip
+
+
+class Snapshot(msgspec.Struct):
+    """What Redis and Postgres hold: profiles by key (claims of LSNs among them), positions, the ledger by LSN."""
+
+    redis: dict[bytes, bytes]
+    postgres: dict[bytes, bytes]
+    redis_position: int
+    positions: dict[str, int]
+    ledger: dict[int, dict[str, Any]]
+
+    @property
+    def highest_lsn(self) -> int:
+        """No LSN at or below this one may be given out again."""
+        profiles = [lsn_of(p) for p in (*self.redis.values(), *self.postgres.values())]
+        return max([self.redis_position, *self.positions.values(), *self.ledger, *profiles])
+
+    def entities(self, store: str) -> dict[bytes, bytes]:
+        """The profiles alone."""
+        held: dict[bytes, bytes] = getattr(self, store)
+        return {key: profile for key, profile in held.items() if key[0]}
+
+    def assert_durable(self, durable_lsn: int) -> None:
+        """Neither store knows more than the disk of the Weir does."""
+        known = {"redis position": self.redis_position, **self.positions, "ledger rows": max(self.ledger, default=0)}
+        for store in ("redis", "postgres"):
+            known[f"{store} profiles"] = max(map(lsn_of, self.entities(store).values()), default=0)
+        ahead = {name: lsn - durable_lsn for name, lsn in known.items() if lsn > durable_lsn}
+        assert not ahead, f"beyond the durable LSN {durable_lsn}: {ahead}"
+
+    def assert_not_undone_by(self, after: "Snapshot") -> None:
+        """Nothing here is newer than what `after` has, and no row of the ledger is missing or changed."""
+        for store in ("redis", "postgres"):
+            now = getattr(after, store)
+            lost = [
+                key for key, profile in getattr(self, store).items() if key not in now or lsn_of(now[key]) < lsn_of(profile)
+            ]
+            assert not lost, f"{store}: {len(lost)} profiles were taken back, as {lost[:3]}"
+        assert after.redis_position >= self.redis_position
+        assert all(after.positions[consumer] >= lsn for consumer, lsn in self.positions.items())
+        changed = [lsn for lsn, row in self.ledger.items() if not _is_kept(row, after.ledger.get(lsn))]
+        assert not changed, f"{len(changed)} rows of the ledger are gone or changed"
+
+
+def _is_kept(row: dict[str, Any], now: dict[str, Any] | None) -> bool:
+    """The same row, but for a label that was given later."""
+    if now is None or (row["label"] is not None and now["label"] is None):
+        return False
+    return {**row, "label": None} == {**now, "label": None}
+
+
+async def take_snapshot(redis_url: str, postgres_url: str) -> Snapshot:
+    """Of stores that nobody writes to."""
+    opened: Any = redis.asyncio.Redis.from_url(redis_url)  # the stubs say that every reply may also be text
+    async with opened as client:
+        keys = [key async for key in client.scan_iter(match=REDIS_PREFIX + b"*", count=1000)]
+        values = await client.mget(keys) if keys else []
+        record = await client.get("weir:position")
+    connection = await asyncpg.connect(postgres_url)
+    profiles = await connection.fetch("SELECT key, profile FROM weir_profiles")
+    positions = await connection.fetch("SELECT consumer, lsn FROM weir_positions")
+    ledger = await connection.fetch("SELECT * FROM weir_ledger")
+    await connection.close()
+    return Snapshot(
+        {key.removeprefix(REDIS_PREFIX): value for key, value in zip(keys, values, strict=True)},
+        dict(profiles),
+        int.from_bytes(record[:8], "little") if record else 0,
+        dict(positions),
+        {row["lsn"]: dict(row) for row in ledger},
+    )
 
 
 MakeWeir = Callable[..., Weir]
@@ -270,6 +382,12 @@ def make_client() -> Callable[[Weir], Client]:
 def truth_of() -> Callable[..., Truth]:
     """The Truth of data directories, and of a spec if it is not `cards`."""
     return Truth
+
+
+@pytest.fixture
+def snapshot() -> Callable[[str, str], Awaitable[Snapshot]]:
+    """`await snapshot(redis_url, postgres_url)`: all that both hold."""
+    return take_snapshot
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loadgen.bench.arms import ARMS, BARE, NULL, SCORERS, WEIR_ARMS, WEIR_GO, missing_arm
+from loadgen.bench.arms import ARMS, BARE, NULL, SCORERS, SYNCS, WEIR_ARMS, WEIR_GO, best_arm, missing_arm
 from loadgen.bench.http_result import HttpResult
 
 MISSING = {name: reason for name in ARMS if (reason := missing_arm(name))}
@@ -57,6 +57,35 @@ def test_chosen_arms_get_the_settings_that_they_know(tmp_path: Path) -> None:
     assert any("weir-go ran without bloom.backend=rbloom" in caveat for caveat in result.caveats)
     assert BARE not in text
     assert set(SCORERS) - {cell.arm for cell in result.cells} == {"weir onnx"}
+
+
+def test_sync_modes_stand_side_by_side(tmp_path: Path) -> None:
+    """One server per mode, each started with its own, all in the rates, the processes and the page; the disk is named."""
+    html_out, work_dir = tmp_path / "http.html", tmp_path / "work"
+    work_dir.mkdir()
+    options = ("--sync", "all", "--connections", "1,4", "--batch-connections", "1", "--work-dir", str(work_dir))
+    result, text = _bench(tmp_path, *options, "--html", str(html_out))
+    names = [f"{best_arm()}, {sync}" for sync in SYNCS]
+    assert result.options.syncs == SYNCS
+    for mode, n in (("http", 1), ("http", 4), ("batch", 1)):
+        assert [cell.arm for cell in result.cells if (cell.mode, cell.connections) == (mode, n)] == names
+    assert [cell.error_example for cell in result.cells if cell.errors] == []
+    assert [(p.arm, p.settings) for p in result.processes] == [
+        (name, (f"journal.sync={sync}",)) for name, sync in zip(names, SYNCS, strict=True)
+    ]
+    assert all(name in text and f"<td>{name}</td>" in html_out.read_text(encoding="utf-8") for name in names)
+    assert result.file_system not in ("", "unknown")
+    assert result.fsync.p50_us > 0
+    assert any("fsync does nothing" in caveat for caveat in result.caveats) is (result.file_system == "tmpfs")
+    assert list(work_dir.iterdir()) == []
+
+
+def test_unknown_sync_mode_is_one_line(tmp_path: Path) -> None:
+    """A wrong mode ends with exit code 2 and the modes that exist."""
+    command = [sys.executable, "-m", "service", "bench", "http", "--sync", "fsync"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "weir bench http: --sync fsync: expected group, interval, os or all\n"
 
 
 def test_unknown_arm_is_one_line(tmp_path: Path) -> None:

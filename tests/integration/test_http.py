@@ -39,8 +39,13 @@ class EngineDouble:
         self.entries: dict[tuple[str, str, str], ListEntry] = {}
         self.lists = SimpleNamespace(get=lambda name, kind, id, now_ms: self.entries.get((name, kind, id)))
         self.ready = (True, "")
+        self.is_started = True
         self.left: list[str] = []
         self.audit = SimpleNamespace(newest=lambda n_max: [{"n": n_max}])
+
+    def check_started(self) -> None:
+        if not self.is_started:
+            raise errors.NotReady("recovering: 1 of about 2 entries (50 %)")
 
     def submit(self, tx: Transaction, *, commit: bool = True, trace: bool = False) -> asyncio.Future[Decision]:
         self._note("submit", tx.event_id, commit, trace)
@@ -360,6 +365,19 @@ async def test_health_is_open_and_ready_follows_engine(service: Service) -> None
     reply = await service.call("GET", "/readyz", role=None)
     _assert_problem(reply, 503, None)
     assert reply[1]["detail"] == "replaying the journal"
+
+
+async def test_before_the_start_nothing_but_health_is_served(service: Service) -> None:
+    """503 with the reason, whatever the route; who has no key still hears of that, and what is nowhere of this."""
+    service.engine.is_started = False
+    for method, path in (("POST", "/v1/score?commit=false"), ("PUT", "/v1/lists/deny/card/c1"), ("GET", "/v1/tiers")):
+        reply = await service.call(method, path, BODY)
+        _assert_problem(reply, 503, None)
+        assert reply[1]["detail"] == "recovering: 1 of about 2 entries (50 %)"
+    _assert_problem(await service.call("GET", "/v1/tiers", role=None), 401, "Authorization")
+    _assert_problem(await service.call("GET", "/v1/nowhere"), 404, None)
+    assert [(await service.call("GET", path, role=None))[0] for path in ("/livez", "/metrics")] == [200, 200]
+    assert service.engine.calls == []
 
 
 async def test_metrics_count_requests_and_refusals(service: Service) -> None:

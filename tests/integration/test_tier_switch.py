@@ -142,7 +142,7 @@ async def test_level_off_longer_than_the_journal_is_refilled(
         while running.level("redis").state != ON or any(engine.write_behind.lags().values()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     l2, redis = running.level("l2"), running.level("redis")
-    keys = [key async for chunk in l2.tier.keys_chunks() for key in chunk]  # type: ignore[attr-defined]  # L2 can be listed
+    keys = [key async for chunk in l2.tier.keys_chunks() for key in chunk]
     assert await redis.tier.fill(keys) == await l2.tier.fill(keys)
     assert len(keys) > len(before)
 

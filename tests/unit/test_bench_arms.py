@@ -6,13 +6,27 @@ import pytest
 
 from gocore import locate
 from loadgen.bench import arms
-from loadgen.bench.arms import ARMS, BARE, NULL, WEIR_GO, missing_arm, parse_arms, settings_by_arm
+from loadgen.bench.arms import (
+    ARMS,
+    BARE,
+    NULL,
+    SYNCS,
+    WEIR_GO,
+    best_arm,
+    by_sync,
+    flush_interval_ms,
+    missing_arm,
+    parse_arms,
+    parse_syncs,
+    settings_by_arm,
+)
 from loadgen.bench.children import BenchError
 from loadgen.bench.closed_loop import Sample
 from loadgen.bench.http import SHARE_MIN, make_caveats, run_http
 from loadgen.bench.http_page import http_page
 from loadgen.bench.http_result import HttpOptions, make_cells
 from loadgen.recorder import Latencies, summarise
+from service.settings import Settings
 
 HELP = """weir-go scores.
 
@@ -53,6 +67,78 @@ def test_unknown_arms_are_refused_with_all_that_exist(text: str) -> None:
     """A wrong name is refused with the right ones."""
     with pytest.raises(BenchError, match="null, bare aiohttp, weir onnx, weir go, weir-go"):
         parse_arms(text)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [((), ()), (("os", "group", "os"), ("group", "os")), (("all",), SYNCS), (("os", "all"), SYNCS), (SYNCS[::-1], SYNCS)],
+)
+def test_sync_modes_are_taken_once_and_in_order(given: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    """However they are given, modes come from the strictest to the loosest."""
+    assert parse_syncs(given) == expected
+
+
+@pytest.mark.parametrize("given", ["", "fsync", "group,os"])
+def test_unknown_sync_mode_is_refused_with_all_that_exist(given: str) -> None:
+    """A wrong mode is refused with the right ones."""
+    with pytest.raises(BenchError, match="expected group, interval, os or all"):
+        parse_syncs(("interval", given))
+
+
+def test_arms_with_a_journal_take_part_once_per_sync_mode() -> None:
+    """The yardsticks have no journal and stay one; each mode reaches its own arm as a setting, on top of the others."""
+    names = by_sync((NULL, "weir onnx"), ("group", "os"))
+    assert names == [NULL, "weir onnx, group", "weir onnx, os"]
+    given, unknown = settings_by_arm(names, ("l1.enabled=false",))
+    assert given == {
+        NULL: (),
+        "weir onnx, group": ("l1.enabled=false", "journal.sync=group"),
+        "weir onnx, os": ("l1.enabled=false", "journal.sync=os"),
+    }
+    assert unknown == []
+    assert by_sync((NULL, "weir onnx"), ()) == [NULL, "weir onnx"]
+
+
+@pytest.mark.usefixtures("weir_go")
+def test_weir_go_keeps_its_sync_mode_when_it_does_without_a_setting() -> None:
+    """What weir-go does not know is left out of each of its arms, its mode is not."""
+    given, unknown = settings_by_arm(("weir go, group", "weir-go, group", "weir-go, os"), ("l1.enabled=false",))
+    assert given["weir-go, group"] == ("journal.sync=group",)
+    assert given["weir-go, os"] == ("journal.sync=os",)
+    assert unknown == ["l1.enabled=false"]
+
+
+def test_sync_mode_as_a_setting_is_refused_beside_sync() -> None:
+    """Two places that say what the journal does would be one too many."""
+    with pytest.raises(BenchError, match="--sync gives each arm its own"):
+        settings_by_arm(by_sync(("weir onnx",), ("group",)), ("journal.sync=os",))
+
+
+def test_best_arm_is_the_scorer_that_is_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The go scorer where it is built, else onnx."""
+    assert best_arm() == ("weir onnx" if missing_arm("weir go") else "weir go")
+    monkeypatch.setattr(locate, "LIBRARY", tmp_path / "libweir.so")
+    assert best_arm() == "weir onnx"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ((), 5_000),
+        (("l1.enabled=false", " l2.flush_interval_ms = 20 "), 20),
+        (("l2.flush_interval_ms=1", "l2.flush_interval_ms=2"), 2),
+    ],
+)
+def test_flush_interval_is_the_one_that_was_set_last(settings: tuple[str, ...], expected: int) -> None:
+    """As the service reads it; without one it is the service's default."""
+    assert flush_interval_ms(settings) == expected
+    assert Settings().l2.flush_interval_ms == 5_000
+
+
+def test_flush_interval_that_is_no_number_is_refused() -> None:
+    """Said before anything is started."""
+    with pytest.raises(BenchError, match=r"l2\.flush_interval_ms=soon: expected a number of milliseconds"):
+        flush_interval_ms(("l2.flush_interval_ms=soon",))
 
 
 def test_missing_engines_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,6 +218,21 @@ def _sample(requests_per_s: float, server_cpu_share: float = 0.0) -> Sample:
         errors=0,
         error_example="",
     )
+
+
+def test_arms_of_one_kind_stand_in_the_order_of_their_modes() -> None:
+    """Cells come by arm, and within an arm from the strictest mode to the loosest, whoever was measured first."""
+    names = ["weir-go, group", "weir onnx, os", "weir onnx, group", NULL, "weir onnx, interval"]
+    cells = make_cells({(name, "http", 1): [_sample(50)] for name in names})
+    assert [cell.arm for cell in cells] == [NULL, "weir onnx, group", "weir onnx, interval", "weir onnx, os", "weir-go, group"]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(4.999, True), (5.0, False)])
+def test_measurements_without_the_keeper_say_so(seconds: float, expected: bool) -> None:
+    """One that is shorter than the time between two flushes of decisions mostly has none in it."""
+    cells = make_cells({("weir onnx, os", "http", 64): [_sample(50)]})
+    caveats = make_caveats(HttpOptions(measure_s=seconds), cells, {}, [], pinned_apart=True)
+    assert any("l2.flush_interval_ms (5,000)" in caveat for caveat in caveats) is expected
 
 
 def test_ratios_are_paired_by_round() -> None:

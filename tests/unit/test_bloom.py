@@ -84,24 +84,31 @@ def test_maybe_set_repeated_keys_do_not_grow_it(backend: Backend) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=40, deadline=None)
 @given(
-    steps=st.lists(st.tuples(st.binary(min_size=1, max_size=4), st.integers(-50, 400)), max_size=60),
+    steps=st.lists(
+        st.tuples(st.lists(st.binary(min_size=1, max_size=4), min_size=1, max_size=30), st.booleans(), st.integers(-50, 400)),
+        max_size=60,
+    ),
     capacity=st.integers(4, 40),
     generations_max=st.integers(1, 8),
 )
 def test_rotating_set_never_denies_a_key_of_the_window(
-    backend: Backend, steps: list[tuple[bytes, int]], capacity: int, generations_max: int
+    backend: Backend, steps: list[tuple[list[bytes], bool, int]], capacity: int, generations_max: int
 ) -> None:
-    """At any rate, over capacity, and with a clock that steps back, a key of the last window is answered maybe."""
+    """At any rate, over capacity, one by one or in batches that fill several generations, and with a clock that steps back."""
     clock = FakeClock()
     bloom = RotatingMaybeSet(WINDOW_MS, capacity, 0.2, clock, backend, generations_max)
     bloom.cover()
     added: dict[bytes, int] = {}
     newest_ms = 0
-    for key, step_ms in steps:
+    for keys, is_batch, step_ms in steps:
         clock.now_ms += step_ms
         newest_ms = max(newest_ms, clock.now_ms)
-        bloom.add(key)
-        added[key] = newest_ms
+        if is_batch:
+            bloom.add_many(keys)
+        else:
+            for key in keys:
+                bloom.add(key)
+        added |= dict.fromkeys(keys, newest_ms)
         for earlier, ms in added.items():
             assert newest_ms - ms > WINDOW_MS or bloom.maybe_has(earlier)
         assert bloom.n_generations <= generations_max

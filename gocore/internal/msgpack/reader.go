@@ -5,15 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"unsafe"
 )
 
 // ErrFormat is wrapped when bytes are not what was asked for.
 var ErrFormat = errors.New("not the MessagePack that was expected")
 
 // Reader takes values off the front of Data. The first failure sticks: later reads give zero values, Err says what it was.
+// With Views, text is a view of Data too: for whoever lets go of it before Data changes.
 type Reader struct {
-	Data []byte
-	err  error
+	Data  []byte
+	Views bool
+	err   error
 }
 
 // Err is the first failure, or nil.
@@ -101,17 +104,21 @@ func (r *Reader) Float() float64 {
 	return math.Float64frombits(r.size(8))
 }
 
-// String reads text, copied.
+// String reads text, copied unless Views is set.
 func (r *Reader) String() string {
-	t := r.tag()
-	switch {
+	var text []byte
+	switch t := r.tag(); {
 	case t&0xe0 == 0xa0:
-		return string(r.next(int(t & 0x1f)))
+		text = r.next(int(t & 0x1f))
 	case t >= 0xd9 && t <= 0xdb:
-		return string(r.next(int(r.size(1 << (t - 0xd9)))))
+		text = r.next(int(r.size(1 << (t - 0xd9))))
+	default:
+		r.fail(fmt.Sprintf("%#x begins no text", t))
 	}
-	r.fail(fmt.Sprintf("%#x begins no text", t))
-	return ""
+	if r.Views {
+		return unsafe.String(unsafe.SliceData(text), len(text))
+	}
+	return string(text)
 }
 
 // Bytes reads raw bytes: a view of the input.

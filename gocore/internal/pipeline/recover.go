@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -15,6 +16,9 @@ import (
 )
 
 const progressEvery = 2 * time.Second
+
+// ErrErasure is returned by Recover for an entry that only the Python service knows how to apply.
+var ErrErasure = errors.New("an erasure, which weir-go does not know: open this data directory with weir serve")
 
 // Recover applies every journal entry above position (profiles) and decisionsPosition (decisions, labels), in LSN order, and
 // returns how many it read. Call it once, before Run. Each profile ignores what it already has, so it does not matter how much of
@@ -85,8 +89,11 @@ func (r *recovery) apply(ctx context.Context, lsn uint64, entry *journal.Entry) 
 		}
 	case journal.Label:
 		return r.label(ctx, lsn, entry.Body)
+	case journal.Erasure:
+		// The profile would have to be forgotten here and in every tier; blanked entries would count as other entities.
+		return ErrErasure
 	}
-	return nil // list changes and erasures are not this server's
+	return nil // list changes are not this server's
 }
 
 // advance applies the waiting rows to their profiles.

@@ -83,6 +83,18 @@ func TestRecover_StreamClock_GoesOn(t *testing.T) {
 	}
 }
 
+func TestRecover_Erasure_IsRefused(t *testing.T) {
+	live := start(t, config{})
+	live.score(t, event("a", "c", "m", 1))
+	_, err := live.journal.Append([]journal.Entry{{Kind: journal.Erasure, Body: []byte("\x92\xa4card\xa1c")}})
+	fatal(t, err)
+	fatal(t, live.journal.Close())
+	again := start(t, config{directory: live.directory, isRunning: true})
+	if _, err := again.Recover(context.Background(), 0, 0); !errors.Is(err, ErrErasure) {
+		t.Fatal(err)
+	}
+}
+
 func TestLabel_EachCase_StatusAndProfiles(t *testing.T) {
 	e := start(t, config{})
 	items := stream(10)

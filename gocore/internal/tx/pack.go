@@ -49,7 +49,15 @@ func (t *Transaction) AppendBody(dst []byte) []byte {
 
 // DecodeBody is the inverse of AppendBody. Errors wrap msgpack.ErrFormat.
 func DecodeBody(body []byte) (Transaction, error) {
-	r := msgpack.Reader{Data: body}
+	return decode(msgpack.Reader{Data: body})
+}
+
+// ViewBody is DecodeBody without a copy: the texts are views of body, valid as long as its bytes stay as they are.
+func ViewBody(body []byte) (Transaction, error) {
+	return decode(msgpack.Reader{Data: body, Views: true})
+}
+
+func decode(r msgpack.Reader) (Transaction, error) {
 	t := Transaction{MCC: -1}
 	for n := r.Map(); n > 0; n-- {
 		switch name := r.String(); name {

@@ -1,0 +1,75 @@
+"""`weir bench price`: the command line and its tables on the terminal."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+
+from loadgen.bench.children import BenchError
+from loadgen.bench.price.page import goals, parts_table, price_page, prices_table
+from loadgen.bench.price.result import ARMS, DEFAULT_ARMS, OF, PriceOptions
+from loadgen.bench.price.run import SETTLE_MORE_S, best_scorer, flush_interval_s, run_price
+from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, print_table, say, write
+
+QUICK_SETTINGS = ("l2.flush_interval_ms=200",)
+
+
+def register(app: typer.Typer) -> None:
+    """Add `price` to `weir bench` (entry point group weir.bench)."""
+    app.command("price")(price)
+
+
+def price(
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds, each a pair of every two arms.")] = 10,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Length of one load; the rest after it comes on top.")] = 4.0,
+    connections: Annotated[str, typer.Option(help="Numbers of connections.")] = "1,10,64",
+    cards: Annotated[int, typer.Option(min=1, help="Cards that events are drawn from.")] = 10_000,
+    arms: Annotated[str, typer.Option(help=f"What to measure, with ; between: {'; '.join(ARMS)}; or all.")] = ";".join(
+        DEFAULT_ARMS
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
+    work_dir: Annotated[
+        Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")] = None,
+    json_out: JsonOut = None,
+    html_out: HtmlOut = None,
+) -> None:
+    """What journal and idempotency cost a single request: CPU with them and without, in turns."""
+    with one_line_errors("price"):
+        given = (*(QUICK_SETTINGS if quick else ()), *(settings or ()))
+        options = PriceOptions(
+            rounds=1 if quick else rounds,
+            measure_s=0.3 if quick else seconds,
+            settle_s=flush_interval_s(given) + (0.1 if quick else SETTLE_MORE_S),
+            connections=numbers("--connections", connections),
+            cards=min(cards, 1_000) if quick else cards,
+            scorer=best_scorer(),
+            settings=given,
+            arms=parse_price_arms(arms),
+        )
+        result = uvloop.run(run_price(options, work_dir, say))
+        for title, columns, rows in (prices_table(result), parts_table(result)):
+            if rows:
+                print_table(title, columns, rows)
+                typer.echo()
+        for line in goals(result):
+            typer.echo(line)
+        typer.echo("What this does not show:")
+        for caveat in result.caveats:
+            typer.echo(f"- {caveat}")
+        write(result, json_out, html_out, price_page(result))
+    if any(sample.errors for sample in result.samples):
+        raise typer.Exit(1)
+
+
+def parse_price_arms(text: str) -> tuple[str, ...]:
+    """The arms in "weir serve; timed" or "all", and what they are compared with. Raises BenchError."""
+    names = {part.strip() for part in text.split(";") if part.strip()}
+    if names == {"all"}:
+        return ARMS
+    if not names or names - set(ARMS):
+        raise BenchError(f"--arms {text}: expected some of {'; '.join(ARMS)}; or all")
+    names |= {OF[name] for name in names if name in OF}
+    return tuple(name for name in ARMS if name in names)
