@@ -313,7 +313,7 @@ def _policy(settings: Settings, card: ModelCard) -> Policy:
 
 async def _prepare_recovery(engine: Engine, stores: Stores) -> Recovery:
     """What the journal does not bring, and who has to catch up by itself. Positions claim nothing new from here on."""
-    position = stores.replay_position(engine.journal.trimmed_lsn)
+    position = stores.replay_position(engine.journal.trimmed_lsn, engine.journal.last_lsn)
     recovery = Recovery(engine, stores.decisions, position, stores.decisions_position)
     for number, from_complete in mark_behind(stores, position, engine.journal.last_lsn):
         consumer = engine.write_behind.consumers[number]

@@ -11,6 +11,7 @@ import msgspec
 
 from features.transaction import is_blank
 from service.decisions import decode_body
+from service.errors import TierUnavailable
 from service.scrub import Scrubber
 from service.tiers.postgres import PostgresPool
 
@@ -60,17 +61,22 @@ class Ledger:
         self._pool = pool
         self._deadline_ms = deadline_ms
 
-    async def append(self, rows: Sequence[LedgerRow], position: int, labels: Mapping[int, int] | None = None) -> None:
+    async def append(
+        self, rows: Sequence[LedgerRow], position: int, labels: Mapping[int, int] | None = None, after: int = 0
+    ) -> None:
         """Add the rows above the stored position, set `labels` (LSN of the tx -> 1 or 0), move to `position`; or nothing.
 
         `rows` are every transaction between the stored position and `position`, in LSN order. A repeated call does
-        nothing. Raises TierUnavailable; then the call may be repeated.
+        nothing. Raises TierUnavailable; then the call may be repeated, but if the ledger does not reach `after` any more, what
+        follows the position that is read then has to be appended first.
         """
         assert not rows or rows[-1].lsn <= position, "a row above the position would be added again"
         async with self._pool.connection(self._deadline_ms) as connection:
             # Not connection.transaction(): it rolls back politely, which would wait for a server that fell silent.
             await connection.execute("BEGIN")
             stored: int = await connection.fetchval(_LOCK, CONSUMER)
+            if stored < after:  # restored or emptied in a server that went on: rows between would be missing for ever
+                raise TierUnavailable(CONSUMER, f"it went back to LSN {stored}, {after} was acknowledged")
             if position <= stored:
                 await connection.execute("ROLLBACK")
                 return

@@ -111,7 +111,7 @@ class LedgerFeed:
                     record = decode_label(entry.body)
                     labels[record.tx_lsn] = int(record.label == "fraud")
         position = blocks[-1].last_lsn
-        await self._ledger.append(rows, position, labels)
+        await self._ledger.append(rows, position, labels, after=self.position)
         self.position = position
 
 

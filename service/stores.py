@@ -45,10 +45,19 @@ class Stores(msgspec.Struct):
         """The highest LSN up to which any of them has everything."""
         return max([self.decisions_position, self.ledger_position, *self.positions])
 
-    def replay_position(self, trimmed_lsn: int) -> int:
+    def lacks_for_good(self, number: int, last_lsn: int) -> bool:
+        """A complete level has entries that this level lacks, and the journal, which ends at `last_lsn`, cannot give it.
+
+        So after a directory was restored from a copy. A level that holds nothing, as L2 in a new directory, has nothing old.
+        """
+        complete = max((p for level, p in zip(self.levels, self.positions, strict=True) if level.is_complete), default=0)
+        is_empty = self.levels[number].keeps and self.positions[number] == 0
+        return self.positions[number] < complete and complete > last_lsn and not is_empty
+
+    def replay_position(self, trimmed_lsn: int, last_lsn: int) -> int:
         """Profiles above this LSN have to be built again.
 
-        L2's position; or, where L2 is off or the journal does not reach back to it, the lowest of the levels that can be read.
+        L2's position; or, where L2 is off or the journal cannot give it what it lacks, the lowest of those that can be read.
         """
         known = [p for level, p in zip(self.levels, self.positions, strict=True) if level.state not in (DOWN, OFF)]
         if self.levels[0].state == OFF or not known:
@@ -58,7 +67,8 @@ class Stores(msgspec.Struct):
             level.is_complete and level.state == ON and p >= trimmed_lsn
             for level, p in zip(self.levels[1:], self.positions[1:], strict=True)
         )
-        return min(others) if known[0] < trimmed_lsn and is_refilled else known[0]
+        is_lost = known[0] < trimmed_lsn or self.lacks_for_good(0, last_lsn)
+        return min(others) if is_lost and is_refilled else known[0]
 
 
 async def open_stores(settings: Settings, directory: Path, enabled: Mapping[str, bool], stack: AsyncExitStack) -> Stores:
@@ -137,7 +147,7 @@ def check_against_journal(stores: Stores, last_lsn: int, trimmed_lsn: int, accep
             f"the journal ends at LSN {last_lsn}, but a store has everything up to LSN {known}: entries from {last_lsn + 1} on"
             " are missing here; restore the journal, or start with --accept-loss to go on without them"
         )
-    position = stores.replay_position(trimmed_lsn)
+    position = stores.replay_position(trimmed_lsn, last_lsn)
     if position < trimmed_lsn and last_lsn and not accept_loss:
         raise StartError(
             f"the journal begins after LSN {trimmed_lsn}, but the tiers only have everything up to LSN {position}:"
@@ -151,10 +161,10 @@ def mark_behind(stores: Stores, replayed_from: int, last_lsn: int) -> list[tuple
     (index, whether only a complete level can tell what it lacks, because this journal was begun after that).
     """
     behind = []
-    complete = max((p for level, p in zip(stores.levels, stores.positions, strict=True) if level.is_complete), default=0)
     for number, (level, position) in enumerate(zip(stores.levels, stores.positions, strict=True)):
-        is_beyond_journal = not level.keeps and position < complete and complete > last_lsn
+        is_beyond_journal = stores.lacks_for_good(number, last_lsn)
         if level.state not in (DOWN, OFF) and (position < replayed_from or is_beyond_journal):
-            level.state = CATCHING_UP
             behind.append((number, is_beyond_journal))
+    for number, _ in behind:
+        stores.levels[number].state = CATCHING_UP
     return behind

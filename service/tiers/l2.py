@@ -16,6 +16,7 @@ flush release it.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,7 @@ L0_FILES_MAX = L0_SLOWDOWN_FILES - 4  # from where we flush no more; a full memt
 # zstd, what the ones before it left: 2 million decisions, flushed 40,000 at a time, cost its threads 11.1 µs each with 4, 4.7
 # with 12. The price: a get looks into more tables, 1 to 2 µs.
 DECISIONS_L0_FILES = 12
+FULL_PAUSE_S = 3.0  # s without a flush after one found no space: flushes that come faster keep RocksDB from its recovery
 STALL_RETRIES_MAX = 200  # times STALL_WAIT_S: a stalled store gets 2 s before it counts as unavailable
 STALL_WAIT_S = 0.01  # s
 
@@ -79,6 +81,7 @@ class RocksStore:
         self._write_options.disable_wal = True  # type: ignore[method-assign,assignment]  # a property; the stub errs
         # A stalled write would hold the GIL, and with it the loop, until a compaction ends: be told instead, and wait.
         self._write_options.no_slowdown = True
+        self._full_until = 0.0
         self._executor = ThreadPoolExecutor(2, thread_name_prefix="l2")  # one read beside a flush
         # Any: the stub knows only the mode that is not raw.
         self._families: dict[str, Any] = {name: self._db.get_column_family(name) for name in FAMILIES}
@@ -182,9 +185,16 @@ class RocksStore:
 
     async def _flush(self, family: str) -> None:
         """Raises TierUnavailable where RocksDB would make its caller wait for compactions: on a full disk, for ever."""
+        if time.monotonic() < self._full_until:
+            raise TierUnavailable(NAME, "the disk is full; RocksDB looks every few seconds whether there is room again")
         for _ in range(STALL_RETRIES_MAX):
             if int(self._family(family).property_value("rocksdb.num-files-at-level0") or 0) < L0_FILES_MAX:
-                await self.run(self._family(family).flush)
+                try:
+                    await self.run(self._family(family).flush)
+                except TierUnavailable as error:
+                    if is_disk_full(error):
+                        self._full_until = time.monotonic() + FULL_PAUSE_S
+                    raise
                 return
             await asyncio.sleep(STALL_WAIT_S)
         raise stalled()

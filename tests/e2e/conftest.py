@@ -310,7 +310,7 @@ async def take_snapshot(redis_url: str, postgres_url: str) -> Snapshot:
         values = await client.mget(keys) if keys else []
         record = await client.get("weir:position")
     connection = await asyncpg.connect(postgres_url)
-    profiles = await connection.fetch("SELECT key, profile FROM weir_profiles")
+    profiles = await connection.fetch("SELECT key, profile FROM weir_profiles WHERE profile <> ''")  # not the count of puts
     positions = await connection.fetch("SELECT consumer, lsn FROM weir_positions")
     ledger = await connection.fetch("SELECT * FROM weir_ledger")
     await connection.close()
