@@ -54,8 +54,9 @@ check: setup  ## format, lint, types, layers
 test-python: setup go  ## all Python tests
 	$(BIN)/python -m pytest -q
 
-proof: setup go  ## kills, restored directories, outages at length (KILLS=20 per test, about 8 minutes); prints its counts
+proof: setup go  ## kills, restored directories, outages, the oracle at length (KILLS=20 per test, about 15 minutes); prints its counts
 	KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/e2e/proofs
+	EXAMPLES=150 STEPS=60 $(BIN)/python -m pytest -q -rP tests/integration/test_model_based.py
 
 test-go: setup go  ## vet and test the Go module, with the race detector; skipped, with the reason, where Go is missing
 	@if [ -e $(GO_STAMP) ] && go=$$($(BIN)/python -m gocore.build --print-go); then \

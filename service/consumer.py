@@ -102,9 +102,9 @@ class Consumer:
         self.probe_at = now + PROBE_INTERVAL_S
         return True
 
-    def wait_before_probe(self) -> None:
+    def wait_before_probe(self, seconds: float = PROBE_INTERVAL_S) -> None:
         """A call has just failed."""
-        self.probe_at = time.monotonic() + PROBE_INTERVAL_S
+        self.probe_at = time.monotonic() + seconds
 
     def probe_at_once(self) -> None:
         """Somebody has just turned the level on."""

@@ -16,7 +16,7 @@ from features.plan import Plan
 from features.profile import is_partial, lsn_of
 from service.applied import Applied
 from service.catch_up import missed_portions
-from service.consumer import Consumer
+from service.consumer import PROBE_INTERVAL_S, Consumer
 from service.errors import TierUnavailable
 from service.fetch import Fetcher, entity_key, split_key
 from service.journal import EPOCH_SHIFT, Journal, JournalError
@@ -27,6 +27,7 @@ from service.touched import Touched
 
 log = structlog.get_logger(__name__)
 
+JOURNAL_RETRY_S = 30.0  # before a level is met again that cannot catch up because the journal is damaged
 CHUNK_KEYS = 1_000  # keys given at a time: 1 ms
 RECOVERY_SEE_S = 0.5  # in recovery, what was touched is looked at twice a second: all of it is touched again at once
 RECOVERY_INTERVAL_S = 0.05  # between two full batches in recovery: what a kill makes it do again is some seconds' work
@@ -249,7 +250,7 @@ class WriteBehind:
                 consumer.position = position
         except TierUnavailable as error:
             level.fail(error)
-            consumer.wait_before_probe()
+            consumer.wait_before_probe(JOURNAL_RETRY_S if isinstance(error.__cause__, JournalError) else PROBE_INTERVAL_S)
             log.warning("level unavailable", level=level.name, detail=error.detail)
             return 0
         finally:  # whatever ended it, a cancellation too: what did not arrive is still to be written
