@@ -139,6 +139,9 @@ class Decisions:
 
     def add_many(self, event_ids: Sequence[str], decisions: Sequence[StoredDecision]) -> None:
         """`add` each of a batch."""
+        if len(event_ids) == 1:  # a lone one spares itself the lists
+            self.add(event_ids[0], decisions[0])
+            return
         self._recent.update(zip(event_ids, decisions, strict=True))
         if self.maybe is not None:
             self.maybe.add_many([event_id.encode() for event_id in event_ids])

@@ -71,6 +71,7 @@ __all__ = [
 Sync = Literal["group", "interval", "os"]
 
 _EPOCH = "epoch"
+_LOST = "lost"
 _CLOSED = -1
 FULL_FREE_BYTES = 64 * 1024  # beside the entries that were refused; then a full disk counts as one with room again
 # How long a full disk is believed to be full: file systems do not tell what a quota or root's reserve leaves.
@@ -90,6 +91,7 @@ class Journal:
     cut_bytes: int  # bytes that this start cut off or, with accept_loss, lost
     cut_reason: str | None  # why and where, None if nothing was
     trimmed_lsn: int  # every entry above it is here; a consumer whose position is below it cannot catch up
+    lost_lsn: int  # up to here an accepted loss may have cost entries: nor can a consumer whose position is below this one
 
     def __init__(
         self, directory: Path, sync: Sync, interval_ms: int, segment_bytes: int, bytes_max: int, found: Checked, next_lsn: int
@@ -97,6 +99,7 @@ class Journal:
         """Use `open`."""
         self.cut_bytes, self.cut_reason = found.cut_bytes, found.cut_reason
         self.trimmed_lsn = trimmed_lsn(found.segments)
+        self.lost_lsn = read_mark(directory / _LOST) or 0
         self.bytes_max = bytes_max
         self.holder = ""  # which consumer needs the oldest segment, for messages; whoever trims knows it
         self.n_refused = dict.fromkeys(REFUSALS, 0)
@@ -147,7 +150,8 @@ class Journal:
                 epoch_floor,
                 max(durable_lsn, segments[-1].first_lsn if segments else 0) >> EPOCH_SHIFT,
             )
-            found = repair(segments) if accept_loss else check(segments, durable_lsn)
+            _read_own_mark(directory / _LOST, [], accept_loss)
+            found = _repair(directory, segments, durable_lsn) if accept_loss else check(segments, durable_lsn)
             epoch = max(epoch_seen, found.last_lsn >> EPOCH_SHIFT) + 1
             if epoch > EPOCH_MAX:
                 raise JournalError(f"epoch {epoch} is past the last one, {EPOCH_MAX}: begin with a new data directory")
@@ -409,6 +413,21 @@ class Journal:
                 await self.sync_to(self._last_lsn)
             except JournalWriteError:
                 continue  # every append says so until it is over
+
+
+def _repair(directory: Path, segments: list[Segment], durable_lsn: int) -> Checked:
+    """`repair`, and a mark of how far entries may be missing; while it is at work, that is everything so far."""
+    so_far = max(durable_lsn, (((segments[-1].first_lsn >> EPOCH_SHIFT) + 1) << EPOCH_SHIFT) - 1 if segments else 0)
+    lost_lsn = read_mark(directory / _LOST)
+    if lost_lsn is None:
+        lost_lsn = so_far
+    write_mark(directory / _LOST, max(lost_lsn, so_far))
+    found = repair(segments)
+    if durable_lsn and found.cut_reason is None and found.last_lsn >= durable_lsn:
+        write_mark(directory / _LOST, lost_lsn)
+    elif durable_lsn:
+        write_mark(directory / _LOST, max(lost_lsn, durable_lsn, found.last_lsn))
+    return found
 
 
 def _free_bytes(directory: Path) -> int:

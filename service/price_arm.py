@@ -151,7 +151,7 @@ def time_parts(settings: Settings) -> None:
     time_method(Syncer, "_end", "fsync, on the loop")
     time_method(Syncer, "_sync_files", "fsync, its thread")
     time_method(Decisions, "find_recent", "look-up")
-    time_method(Decisions, "add_many", "remember")
+    time_method(Decisions, "add_many", "remember")  # a change of a label calls `add`, but nobody labels here
     time_method(Decisions, "take", "keeper: take")
     time_method(Decisions, "taken", "keeper: take")
     write = RocksStore.try_write

@@ -386,7 +386,7 @@ class WriteBehind:
     def meet(self, consumer: Consumer, position: int, from_complete: bool = False) -> None:
         """Let the level catch up from `position`; `from_complete`: the journal lacks entries that another level has."""
         complete = next((c.level for c in self.consumers if c.level.is_complete and c is not consumer), None)
-        from_complete = from_complete or position < self._journal.trimmed_lsn
+        from_complete = from_complete or position < max(self._journal.trimmed_lsn, self._journal.lost_lsn)
         portions = missed_portions(
             self._plan, self._journal, position, complete if from_complete else None, self._profiles_max // 2 + 1
         )

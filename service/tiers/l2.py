@@ -31,6 +31,7 @@ from service.tiers.base import lsn_of, pack_lsn, slices, unpack_lsn
 log = structlog.get_logger(__name__)
 
 NAME = "l2"
+DISK_FULL = "the disk is full"
 MIB = 1 << 20
 FAMILIES = ("profiles", "decisions", "lists", "meta")
 POSITION_KEY = b"position"
@@ -186,7 +187,7 @@ class RocksStore:
     async def _flush(self, family: str) -> None:
         """Raises TierUnavailable where RocksDB would make its caller wait for compactions: on a full disk, for ever."""
         if time.monotonic() < self._full_until:
-            raise TierUnavailable(NAME, "the disk is full; RocksDB looks every few seconds whether there is room again")
+            raise TierUnavailable(NAME, f"{DISK_FULL}; RocksDB looks every few seconds whether there is room again")
         for _ in range(STALL_RETRIES_MAX):
             if int(self._family(family).property_value("rocksdb.num-files-at-level0") or 0) < L0_FILES_MAX:
                 try:
@@ -346,13 +347,13 @@ class Column:
 
 def is_disk_full(error: TierUnavailable) -> bool:
     """True if RocksDB had no space. It looks once every few seconds whether it has, and goes on by itself."""
-    return "No space left" in error.detail or "disk is full" in error.detail
+    return "No space left" in error.detail or DISK_FULL in error.detail
 
 
 def stalled() -> TierUnavailable:
     """The error of a store whose flushes and compactions did not catch up in time."""
     seconds = STALL_RETRIES_MAX * STALL_WAIT_S
-    return TierUnavailable(NAME, f"writes stalled for {seconds:.0f} s; the disk is full or too slow for its compactions")
+    return TierUnavailable(NAME, f"writes stalled for {seconds:.0f} s; the disk is too slow, or too full, for its compactions")
 
 
 def _options(cache: rocksdict.Cache, memtable_bytes: int) -> rocksdict.Options:

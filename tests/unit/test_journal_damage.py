@@ -255,6 +255,41 @@ def test_accept_loss_of_a_whole_segment_joins_its_neighbours(build: Build) -> No
     Journal.open(directory, sync="os").abandon()
 
 
+@pytest.mark.parametrize("damage", ["none", "middle", "end", "all", "durable mark"])
+def test_accept_loss_remembers_how_far_entries_may_be_missing(build: Build, damage: str) -> None:
+    """Whoever is behind the end of a journal that lost something cannot be brought up from it, after later starts too."""
+    directory = build(durable=5)
+    if damage == "middle":
+        flip(newest(directory), HEADER + 2 * BLOCK + 30)
+    elif damage == "end":
+        with newest(directory).open("r+b") as file:
+            file.truncate(HEADER + 3 * BLOCK)
+    elif damage == "all":
+        newest(directory).unlink()
+    elif damage == "durable mark":
+        flip(directory / "durable", 5)
+    for accept_loss in (True, False):
+        journal = Journal.open(directory, sync="os", accept_loss=accept_loss)
+        journal.append([(TX, b"next", b"")])
+        # Without the mark nobody knows what was durable: everything so far may be missing.
+        expected = {"none": 0, "durable mark": (2 << 48) - 1}.get(damage, EPOCH_1 + 5)
+        assert journal.lost_lsn == expected
+        journal.abandon()
+
+
+def test_open_with_a_damaged_mark_of_a_loss_is_refused_unless_accepted(build: Build) -> None:
+    """What says how far entries are missing is believed only if it is intact."""
+    directory = build(durable=5)
+    flip(newest(directory), HEADER + 2 * BLOCK + 30)
+    Journal.open(directory, sync="os", accept_loss=True).abandon()
+    flip(directory / "lost", 5)
+    with pytest.raises(JournalCorrupt, match="lost"):
+        Journal.open(directory, sync="os")
+    journal = Journal.open(directory, sync="os", accept_loss=True)
+    assert journal.lost_lsn >= EPOCH_1 + 5
+    journal.abandon()
+
+
 def test_trim_deletes_the_original_of_a_repaired_segment_too(build: Build) -> None:
     """The damaged original does not outlive its segment: it holds people's data."""
     directory = build(durable=5, segment_bytes=HEADER + 2 * BLOCK)

@@ -1,0 +1,35 @@
+"""Logging never fails whoever logs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FULL = Path("/dev/full")
+PROGRAM = """
+import logging, sys
+import structlog
+from service.logs import configure_logs
+
+configure_logs()
+for n in range(100):
+    structlog.get_logger("test").error("disk full", text="x" * 1000)
+    logging.getLogger("library").error("disk full")
+sys.exit(7)
+"""
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="there is no /dev/full here")
+def test_log_on_a_full_disk_is_dropped_and_changes_nothing() -> None:
+    """A hundred records that cannot be written raise nothing, and the exit code is the program's."""
+    with FULL.open("w") as full:
+        done = subprocess.run([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=full, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (7, b"")
+
+
+def test_log_is_one_json_line_per_record() -> None:
+    """Our records and those of libraries reach standard error at once, each as a line."""
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60, check=False)
+    assert len(done.stderr.splitlines()) == 200
+    assert all(line.startswith("{") and line.endswith("}") for line in done.stderr.splitlines())
