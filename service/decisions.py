@@ -159,11 +159,19 @@ class Decisions:
             n += len(changed)
         return n
 
-    def take(self, n_max: int) -> dict[bytes, bytes]:
-        """Up to `n_max` of what the column lacks, oldest first, by key; then call `taken`, or `take` again after a failure."""
-        for event_id in list(islice(self._recent, max(n_max - len(self._taken), 0))):
+    def take(self, n_max: int, up_to_lsn: int) -> dict[bytes, bytes]:
+        """Up to `n_max` of what the column lacks and the journal durably has, oldest first, by key.
+
+        Then call `taken`, or `take` again after a failure. A label above `up_to_lsn` holds its decision back.
+        """
+        due = (event_id for event_id, stored in self._recent.items() if max(stored.lsn, stored.label_lsn) <= up_to_lsn)
+        for event_id in list(islice(due, max(n_max - len(self._taken), 0))):
             self._taken[event_id] = self._recent.pop(event_id)
         return {event_id.encode(): encode_stored(stored) for event_id, stored in self._taken.items()}
+
+    def position_below(self, lsn: int) -> int:
+        """Every decision up to this LSN, at most `lsn`, is in the column, once what was taken is."""
+        return min((stored.lsn - 1 for stored in self._recent.values() if stored.lsn <= lsn), default=lsn)
 
     def taken(self) -> None:
         """What `take` gave is in the column now."""

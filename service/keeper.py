@@ -76,14 +76,16 @@ class Keeper:
         if seen_lsn <= self.position and not self._l2.has_unflushed:
             return
         await self._journal.sync_to(seen_lsn)
-        # Those that are added meanwhile queue up behind these.
-        for _ in range(-(-len(self._decisions) // TAKE_RECORDS)):
-            await self._column.put_many(self._decisions.take(TAKE_RECORDS))
+        # Those that are added meanwhile are not durable yet: if a power failure took them from the journal, an event that never
+        # happened would be known here.
+        while records := self._decisions.take(TAKE_RECORDS, seen_lsn):
+            await self._column.put_many(records)
             self._decisions.taken()
             await asyncio.sleep(0)
-        await self._column.put_many({DECISIONS_POSITION_KEY: pack_lsn(seen_lsn)})
+        position = max(self.position, self._decisions.position_below(seen_lsn))
+        await self._column.put_many({DECISIONS_POSITION_KEY: pack_lsn(position)})
         await self._l2.flush()
-        self.position = max(self.position, seen_lsn)
+        self.position = position
 
     async def _run(self) -> None:
         self._flush_at, self._trim_at = time.monotonic() + self._interval_s, time.monotonic() + TRIM_INTERVAL_S

@@ -175,6 +175,38 @@ def mark_of(directory: Path, lsn: int) -> bytes:
     return data
 
 
+async def test_accepted_loss_that_no_store_has_leaves_what_the_journal_still_holds(
+    make_weir: "MakeWeir", make_client: MakeClient, truth_of: TruthOf, stream: list[Transaction], rng: random.Random
+) -> None:
+    """Where the journal alone had it, a lost block never happened: its events are unknown, all else is the rest's truth."""
+    weir = make_weir("journal.sync=group", "l2.flush_interval_ms=600000")
+    await weir.start()
+    client = await load(weir, make_client, stream[:400])
+    weir.kill()
+    blocks = blocks_of(weir.directory)
+    first_lsn, last_lsn = blocks[rng.randrange(1, len(blocks) - 1)]
+    segment = newest(weir.directory)
+    flip(segment, segment.read_bytes().find(first_lsn.to_bytes(8, "little")) + 30)
+    code, errors = serve(weir)
+    assert code == 1
+    assert f"LSN {first_lsn}" in errors[0]
+    weir.program = (*weir.program, "--accept-loss")
+    await weir.start()
+    assert f"LSN {first_lsn}" in records(weir, "journal was cut")[0]["reason"]
+    lost = {event_id for event_id, reply in client.acknowledged.items() if first_lsn <= reply["lsn"] <= last_lsn}
+    assert lost
+    for event_id in client.acknowledged:
+        assert weir.call("GET", f"/v1/decisions/{event_id}").status == (404 if event_id in lost else 200), event_id
+    weir.stop()
+    truth = truth_of(weir.directory)
+    assert truth.lsns.keys() == client.acknowledged.keys() - lost
+    store = RocksStore(weir.directory / "l2")
+    try:
+        await truth.assert_in_store(L2(store))
+    finally:
+        store.close()
+
+
 async def test_damage_in_an_old_segment_is_told_by_a_catch_up_and_the_service_goes_on(
     make_weir: "MakeWeir", make_client: MakeClient, truth_of: TruthOf, stream: list[Transaction], redis_url: str,
     postgres_url: str,

@@ -188,16 +188,15 @@ async def test_restored_from_a_live_copy_is_refused_and_then_goes_on_above(
     )
 
 
-@pytest.mark.parametrize("n_cuts", [3])
 async def test_cut_back_to_the_last_fsync_starts_and_is_whole(
     make_weir: "MakeWeir", make_load: MakeLoad, truth_of: TruthOf, stores: "Stores", stores_true: Any, cut_journal: Any,
-    snapshot: Any, parts: list[list[Transaction]], rng: random.Random, n_cuts: int,
+    snapshot: Any, parts: list[list[Transaction]], rng: random.Random, kills: int,
 ) -> None:  # fmt: skip
     """A power failure takes what was not fsynced; no store has any of it, so the start needs no permission."""
     weir = make_weir(*SETTINGS, *stores.settings, *LAZY)
     txs = list(itertools.chain.from_iterable(parts))
     gone: list[int] = []
-    for _ in range(n_cuts):
+    for _ in range(max(2, kills // 4)):
         await run_and_kill(weir, make_load(weir, txs, rng), rng.randrange(200, 1500))
         before: Snapshot = await snapshot(*stores.urls)
         ever = set(all_lsns(weir.directory))
@@ -211,6 +210,6 @@ async def test_cut_back_to_the_last_fsync_starts_and_is_whole(
     truth = truth_of(weir.directory)
     load.assert_kept(truth)
     print(  # noqa: T201  # shown by -s
-        f"cut back to the last fsync {n_cuts} times, {gone} entries gone; {load}; {len(truth.lsns)} journaled;"
+        f"cut back to the last fsync {len(gone)} times, {gone} entries gone; {load}; {len(truth.lsns)} journaled;"
         f" {await stores_true(truth, stores, weir.directory)}"
     )

@@ -1,6 +1,7 @@
 """Redis or Postgres is emptied or put back to an earlier state under load: noticed, caught up, whole again."""
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ Restore = Callable[[], Awaitable[None]]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.postgres]
 
+more = pytest.mark.skipif(not os.environ.get("KILLS"), reason="only in make proof")
 SETTINGS = ("redis.deadline_ms=5000", "postgres.deadline_ms=5000", "write_behind.interval_ms=20", "l1.bytes_max=300000")
 DUMP = """
 local found = {}
@@ -77,7 +79,7 @@ async def copy_tables(stores: "Stores") -> Restore:
     return put_back
 
 
-@pytest.mark.parametrize("l2", ["true", "false"])
+@pytest.mark.parametrize("l2", ["false", pytest.param("true", marks=more)])
 @pytest.mark.parametrize(
     "back_up",
     [
