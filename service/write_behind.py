@@ -347,7 +347,10 @@ class WriteBehind:
             return
         for key, profile in written.items():
             have = self._waiting.get(key)
-            if have is not None and lsn_of(have) <= lsn_of(profile) and not is_partial(have) and not self._must_wait(key):
+            if have is None or lsn_of(have) > lsn_of(profile) or is_partial(have):
+                continue
+            # In recovery what waits may hold a change that no consumer has heard of yet: each will lack it as soon as it has.
+            if not self._is_unseen(*split_key(self._plan, key)) and not self._must_wait(key):
                 del self._waiting[key]
 
     def _sweep_waiting(self) -> None:

@@ -32,7 +32,7 @@ more = pytest.mark.skipif(not ALL, reason="only in make proof")
 DEADLINE_MS = 1_000  # ms of one round trip to a store: nothing else here takes as long
 POOL_MAX = 4
 N_CLIENTS = 16  # more than POOL_MAX, so that a flood would be seen
-LINGERING = 2  # connections that the service has cut and Postgres has not noticed yet
+LINGERING = 2  # processes beside them: connections that the service has cut and Postgres has not noticed yet, autovacuum
 # No filter and no local store: every new entity is asked of Redis, then of Postgres.
 SETTINGS = (
     f"redis.deadline_ms={DEADLINE_MS}", f"postgres.deadline_ms={DEADLINE_MS}", f"postgres.pool_max={POOL_MAX}",
