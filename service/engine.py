@@ -130,8 +130,8 @@ class Engine(msgspec.Struct):
     async def switch_tier(self, name: str, is_on: bool, reason: str, who: str) -> None:
         """Turn a tier on or off. Raises NotFound, NotReady."""
         self.pipeline.check_open()
-        await self.tier_switch.use(name, is_on)
-        await asyncio.to_thread(self.audit.note, who, "tier", tier=name, enabled=is_on, reason=reason)
+        if await self.tier_switch.use(name, is_on):
+            await asyncio.to_thread(self.audit.note, who, "tier", tier=name, enabled=is_on, reason=reason)
 
     async def entity(self, kind: str, entity: str) -> dict[str, Any]:
         """An entity's windows as of its last event, and the LSN that each tier holds. Raises NotFound."""

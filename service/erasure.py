@@ -17,7 +17,6 @@ other entities until their rings have moved on, and pages that Postgres, Redis a
 import asyncio
 import contextlib
 import struct
-from typing import Protocol
 
 import msgspec
 import structlog
@@ -33,6 +32,7 @@ from service.journal_format import BadBlock
 from service.journal_scrub import scrub_segment
 from service.keeper import Keeper
 from service.labels import Labels
+from service.ledger import Ledger
 from service.ledger_feed import LedgerFeed
 from service.levels import ON
 from service.records import ERASURE, ErasureRecord, encode_erasure
@@ -63,13 +63,6 @@ class Erasure(msgspec.Struct, array_like=True):
     def open_steps(self) -> list[str]:
         """What is left to do."""
         return [step for step in STEPS if step not in self.done]
-
-
-class ErasedLedger(Protocol):
-    """What is asked of the ledger."""
-
-    async def scrub(self, scrubber: Scrubber, below_lsn: int) -> int:
-        """Blank the id in every row below `below_lsn`; how many there were. Raises TierUnavailable."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -106,7 +99,7 @@ class Erasures:
                 if not keys[-1].startswith(RESERVED_KEYS):
                     return
 
-    def start(self, keeper: Keeper, labels: Labels, feed: LedgerFeed | None, ledger: ErasedLedger | None) -> None:
+    def start(self, keeper: Keeper, labels: Labels, feed: LedgerFeed | None, ledger: Ledger | None) -> None:
         """Start working. `feed` and `ledger` are None without a ledger."""
         self._keeper, self._labels, self._feed, self._ledger = keeper, labels, feed, ledger
         self._task = asyncio.get_running_loop().create_task(self._run())

@@ -112,7 +112,7 @@ async def open_stores(settings: Settings, directory: Path, enabled: Mapping[str,
     # A store that did not answer may hold anything.
     is_first = max([ledger_position, *reaches], default=0) == 0 and all(level.state == ON for level in levels)
     l2 = L2(rocks)
-    levels.insert(0, Level(l2, _note_completeness(rocks, is_first), is_local=True))
+    levels.insert(0, Level(l2, await _note_completeness(rocks, is_first), is_local=True))
     positions.insert(0, rocks.read_position())
     for level in levels:
         if not enabled[level.name]:
@@ -126,13 +126,17 @@ async def open_stores(settings: Settings, directory: Path, enabled: Mapping[str,
     )  # fmt: skip
 
 
-def _note_completeness(rocks: RocksStore, is_first: bool) -> bool:
+async def _note_completeness(rocks: RocksStore, is_first: bool) -> bool:
     """L2 is complete if it was begun when no other store knew anything; what it missed while it was off it catches up."""
     known = rocks.get("meta", [COMPLETE_KEY])[0]
     if known is None:
         known = b"1" if is_first and rocks.read_position() == 0 else b"0"
-        if not rocks.try_write("meta", [(COMPLETE_KEY, known)]):
-            raise StartError("RocksDB does not take writes")
+        try:
+            await rocks.write("meta", [(COMPLETE_KEY, known)])
+            # At once: a kill before the first flush would lose it, and by then the other stores hold something.
+            await rocks.flush_meta()
+        except TierUnavailable as error:
+            raise StartError(f"the local store takes no writes: {error.detail}") from None
     return known == b"1"
 
 

@@ -1,6 +1,7 @@
 """Fixtures that several tests need: real servers, fresh for each test, and a way to make them fail."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shutil
@@ -22,11 +23,10 @@ SMALL_DISK_BYTES = 112 << 20  # RocksDB goes on when it sees room for a memtable
 _databases = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
-def embedded_servers() -> Iterator[EmbeddedServers]:
-    """One real Valkey and one real Postgres for all tests; skips where their packages are missing."""
+@contextlib.contextmanager
+def _running_servers(prefix: str) -> Iterator[EmbeddedServers]:
     # Not tmp_path: sockets need a short path, and nothing of it is worth keeping.
-    directory = Path(tempfile.mkdtemp(prefix="weir-test-"))
+    directory = Path(tempfile.mkdtemp(prefix=prefix))
     # A loop of our own, closed again: asyncio.run would take pytest-asyncio's away.
     loop = asyncio.new_event_loop()
     try:
@@ -47,6 +47,20 @@ def embedded_servers() -> Iterator[EmbeddedServers]:
         loop.run_until_complete(servers.stop())
         loop.close()
         shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def embedded_servers() -> Iterator[EmbeddedServers]:
+    """One real Valkey and one real Postgres for all tests; skips where their packages are missing."""
+    with _running_servers("weir-test-") as servers:
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def own_servers() -> Iterator[EmbeddedServers]:
+    """Another pair, which tests may kill and pause."""
+    with _running_servers("weir-own-") as servers:
+        yield servers
 
 
 @pytest.fixture

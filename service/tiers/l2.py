@@ -174,7 +174,11 @@ class RocksStore:
             await self._flush(family)
         if position > self.read_position():
             await self.write("meta", [(POSITION_KEY, pack_lsn(position))])
-            await self._flush("meta")
+            await self.flush_meta()
+
+    async def flush_meta(self) -> None:
+        """Make what was written to `meta` durable. Raises TierUnavailable."""
+        await self._flush("meta")
 
     async def compact(self, family: str) -> None:
         """Rewrite the family's files: what was overwritten or deleted is not in them any more. Raises TierUnavailable."""

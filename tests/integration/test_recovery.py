@@ -177,6 +177,19 @@ async def test_replay_without_the_stores_counts_nothing_twice_when_they_return(
     print(f"{len(truth.lsns)} events, {truth.n_labels} labels, {len(truth.profiles)} profiles")  # noqa: T201  # shown by -rP
 
 
+async def test_l2_killed_before_its_first_flush_is_still_complete(
+    start: Start, stream: list[Transaction], redis_url: str
+) -> None:
+    """That it was there from the first event on is known after a kill, although Redis holds something by then."""
+    running = await start("l2.flush_interval_ms=3600000", f"redis.url={redis_url}")
+    await running.send(stream[:200], batch=20)
+    await wait_until_settled(running)
+    running.copy_as_killed("killed")
+    again = await start(f"redis.url={redis_url}", directory="killed")
+    assert again.level("l2").is_complete
+    await again.assert_true()
+
+
 async def test_first_start_without_postgres_does_not_take_l2_for_complete(
     start: Start, stream: list[Transaction], postgres_url: str, proxy_to: ProxyTo
 ) -> None:

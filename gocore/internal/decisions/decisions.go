@@ -2,7 +2,6 @@ package decisions
 
 import (
 	"context"
-	"maps"
 	"sync"
 )
 
@@ -90,18 +89,23 @@ func (x *Index) Add(eventID string, decision *Stored) {
 	}
 }
 
-// Flush moves what RAM holds to the store, and then the store's position to position: every decision up to that LSN was added
-// before the call, and is durable in the journal. After an error what was not written stays in RAM. One call at a time.
+// Flush moves what the journal durably has from RAM to the store, and then the store's position: every entry up to position is
+// durable, and was added before the call. What came later stays: if a power failure took it from the journal, an event that never
+// happened would be known here. A label above position holds its decision back, and the store's position below that. After an
+// error what was not written stays in RAM. One call at a time.
 func (x *Index) Flush(ctx context.Context, position uint64) error {
 	if x.store == nil {
 		return nil
 	}
 	x.mu.Lock()
-	if len(x.leaving) == 0 {
-		x.leaving, x.recent = x.recent, map[string]*Stored{}
-	} else { // an earlier flush failed
-		maps.Copy(x.leaving, x.recent)
-		clear(x.recent)
+	durable := position
+	for eventID, decision := range x.recent { // leaving is empty, or what an earlier flush did not write
+		if max(decision.LSN, decision.LabelLSN) <= durable {
+			x.leaving[eventID] = decision
+			delete(x.recent, eventID)
+		} else if decision.LSN <= durable {
+			position = min(position, decision.LSN-1)
+		}
 	}
 	leaving := x.leaving // added to by nobody until the end
 	x.mu.Unlock()

@@ -118,6 +118,26 @@ func TestDecode_Damage_ErrFormat(t *testing.T) {
 	}
 }
 
+func TestFlush_BeyondTheDurableLSN_StaysInRAM(t *testing.T) {
+	store := &column{records: map[string][]byte{}}
+	x := New(store, nil)
+	x.Add("durable", &Stored{LSN: 3})
+	x.Add("later", &Stored{LSN: 8})
+	x.Add("labelled later", &Stored{LSN: 5, Label: "fraud", LabelLSN: 9})
+	if err := x.Flush(context.Background(), 7); err != nil {
+		t.Fatal(err)
+	}
+	if len(store.records) != 1 || store.records["durable"] == nil || store.position != 4 {
+		t.Fatalf("%d records, position %d", len(store.records), store.position)
+	}
+	if err := x.Flush(context.Background(), 9); err != nil {
+		t.Fatal(err)
+	}
+	if len(store.records) != 3 || store.position != 9 || x.Len() != 0 {
+		t.Fatalf("%d records, position %d, %d left", len(store.records), store.position, x.Len())
+	}
+}
+
 func TestIndex_BeforeAndAfterFlush_Found(t *testing.T) {
 	store, filter := &column{records: map[string][]byte{}}, &seen{keys: map[string]bool{}}
 	x := New(store, filter)
@@ -137,7 +157,7 @@ func TestIndex_BeforeAndAfterFlush_Found(t *testing.T) {
 		t.Fatalf("%d reads, %d in RAM", store.gets, x.Len())
 	}
 	store.err = errors.New("full")
-	if err := x.Flush(context.Background(), 7); !errors.Is(err, store.err) {
+	if err := x.Flush(context.Background(), 2*flushMax-1); !errors.Is(err, store.err) {
 		t.Fatal(err)
 	}
 	x.Add("e3", &Stored{LSN: 3, Body: []byte("b"), Label: "fraud"})
@@ -145,11 +165,11 @@ func TestIndex_BeforeAndAfterFlush_Found(t *testing.T) {
 		t.Fatalf("after a failure %d in RAM, position %d", x.Len(), store.position)
 	}
 	store.err = nil
-	if err := x.Flush(context.Background(), 9); err != nil {
+	if err := x.Flush(context.Background(), 2*flushMax); err != nil {
 		t.Fatal(err)
 	}
 	check("after")
-	if x.Len() != 0 || store.position != 9 {
+	if x.Len() != 0 || store.position != 2*flushMax {
 		t.Fatalf("%d in RAM, position %d", x.Len(), store.position)
 	}
 	if s, _ := x.Find("e3"); s.Label != "fraud" {

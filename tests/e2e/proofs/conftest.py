@@ -7,10 +7,9 @@ import itertools
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -24,7 +23,7 @@ import redis.asyncio
 
 from features.transaction import Transaction
 from models.generator import generate
-from service.embedded import EmbeddedServers, EmbeddedUnavailable
+from service.embedded import EmbeddedServers
 from service.journal_format import BadBlock, BlockReader
 from service.journal_segments import list_segments, read_mark
 from service.tiers.l2 import L2, RocksStore
@@ -362,31 +361,6 @@ def cut_to_durable(journal: Path, torn_bytes: int = 0) -> tuple[int, int]:
         elif keep is not None:
             os.truncate(segment.path, min(keep + torn_bytes, segment.size))
     return durable_lsn, n_gone
-
-
-@pytest.fixture(scope="session")
-def own_servers() -> Iterator[EmbeddedServers]:
-    """A Valkey and a Postgres that only the proofs use."""
-    directory = Path(tempfile.mkdtemp(prefix="weir-proof-"))
-    loop = asyncio.new_event_loop()
-    try:
-        servers = loop.run_until_complete(EmbeddedServers.start(directory))
-    except EmbeddedUnavailable as error:
-        pytest.skip(str(error))
-
-    async def without_fsync() -> None:
-        connection = await asyncpg.connect(servers.postgres_url)
-        await connection.execute("ALTER SYSTEM SET fsync = off")  # a SIGKILL loses nothing that was handed to the kernel
-        await connection.execute("SELECT pg_reload_conf()")
-        await connection.close()
-
-    try:
-        loop.run_until_complete(without_fsync())
-        yield servers
-    finally:
-        loop.run_until_complete(servers.stop())
-        loop.close()
-        shutil.rmtree(directory)
 
 
 @pytest.fixture
