@@ -9,12 +9,14 @@ DEMO_EVENTS := 100000
 DEMO_SEED := 7
 PORT ?= 8080
 KILLS ?= 20
+PROFILE ?= docs/results/profile.svg
+MODE ?= http
 
 GO_STAMP := gocore/build/.built
 GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
-.PHONY: help setup go demo run test proof check test-python test-go fuzz-go fmt bench docs clean
+.PHONY: help setup go demo run test proof check test-python test-go fuzz-go fmt bench profile docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -73,12 +75,19 @@ fmt: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup go  ## the benchmarks of docs/results at full size (about 20 minutes); JSON into data/bench
+bench: setup go  ## the benchmarks at full size (about an hour); JSON and pages into data/bench; see docs/benchmarks.md
 	@mkdir -p $(DATA)/bench
 	$(BIN)/weir bench ladder --json $(DATA)/bench/ladder.json
 	$(BIN)/weir bench scorers --json $(DATA)/bench/scorers.json --html $(DATA)/bench/scorers.html
 	$(BIN)/weir bench http --json $(DATA)/bench/http.json --html $(DATA)/bench/http.html
+	$(BIN)/weir bench stream --arms "go,onnx,go batch" --json $(DATA)/bench/stream.json --html $(DATA)/bench/stream.html
+	$(BIN)/weir bench stream --rate 70000 --json $(DATA)/bench/stream-paced.json --html $(DATA)/bench/stream-paced.html
+	$(BIN)/weir bench overload --json $(DATA)/bench/overload.json --html $(DATA)/bench/overload.html
+	$(BIN)/weir bench entities --json $(DATA)/bench/entities.json --html $(DATA)/bench/entities.html
 	$(BIN)/weir bench memory --json $(DATA)/bench/memory.json
+
+profile: setup go  ## where a request's time goes under load: flame graph and table into docs/results (PROFILE=path.svg MODE=http|stream)
+	$(BIN)/weir bench profile --out $(PROFILE) --mode $(MODE)
 
 docs:  ## where to read on
 	@ls docs docs/adr docs/results

@@ -38,7 +38,7 @@ from gocore.errors import (
 )
 from gocore.locate import HEADER, LIBRARY, missing_core, onnxruntime_library
 
-ABI_VERSION: Final = 3
+ABI_VERSION: Final = 4
 ADVANCE, DRY, VECTORS, RISK = 1, 2, 4, 8
 DIMENSIONS_MAX: Final = 8
 
@@ -97,6 +97,10 @@ class Core:
             raise CoreMissing(f"{library} has ABI version {version}, this program {ABI_VERSION}; make go builds it anew")
         # The hot call, without a frame of ours around it: (model, arena, first, n, flags) -> status, for `check`.
         self.call_score: Callable[[int, int, int, int, int], int] = self._lib.weir_score
+        # In the same way: (plan, weir_intake_job) and (weir_encode_job).
+        self.call_intake: Callable[[int, Any], int] = self._lib.weir_intake
+        self.call_encode: Callable[[Any], int] = self._lib.weir_encode
+        self._uint8s, self._int64s, self._floats = map(self._ffi.typeof, ("uint8_t[]", "int64_t[]", "float[]"))
         self._submitted: dict[int, ArenaMemory] = {}
         self._finalizers: dict[tuple[str, int], weakref.finalize[..., object]] = {}  # by call and handle
         os.register_at_fork(after_in_child=self._forked)
@@ -207,12 +211,32 @@ class Core:
             self._submitted.pop(arena.handle, None)
         self.check(status)
 
-    def replay_job(self, memory: Mapping[str, Array]) -> Any:
-        """A weir_replay_job whose pointers are these arrays, by name; they have to outlive it."""
-        job = self._ffi.new("weir_replay_job *")
+    def new_job(self, struct: str, memory: Mapping[str, Array]) -> Any:
+        """A struct of weir.h whose pointers are these arrays, uint8 or int64, by name; they have to outlive it."""
+        job = self._ffi.new(f"{struct} *")
+        self.point(job, memory)
+        return job
+
+    def point(self, job: Any, memory: Mapping[str, Array]) -> None:
+        """Set pointers of a job, as new_job does."""
         for name, array in memory.items():
             setattr(job, name, self._address(array, "uint8_t *" if array.dtype == np.uint8 else "int64_t *"))
-        return job
+
+    def replay_job(self, memory: Mapping[str, Array]) -> Any:
+        """A weir_replay_job, by new_job."""
+        return self.new_job("weir_replay_job", memory)
+
+    def bytes_in(self, data: bytes | npt.NDArray[np.uint8]) -> Any:
+        """A pointer for an input of a job: valid as long as both are kept."""
+        return self._ffi.from_buffer(self._uint8s, data)
+
+    def words_in(self, data: npt.NDArray[np.int64]) -> Any:
+        """The same for int64 words, without gaps."""
+        return self._ffi.from_buffer(self._int64s, data)
+
+    def floats_in(self, data: npt.NDArray[np.float32]) -> Any:
+        """The same for float32 numbers, without gaps."""
+        return self._ffi.from_buffer(self._floats, data)
 
     def open_replay(self, plan: int, ids_max: int) -> int:
         """A handle for numbers of ids, weir_replay_close gives it back."""
@@ -307,7 +331,7 @@ class Core:
     def _forked(self) -> None:
         """In the child of a fork."""
         self._lib = _Forked()
-        self.call_score = self._lib.weir_score
+        self.call_score, self.call_intake, self.call_encode = self._lib.weir_score, self._lib.weir_intake, self._lib.weir_encode
         self._finalizers.clear()
 
 

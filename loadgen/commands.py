@@ -30,7 +30,7 @@ from models.dataset import DatasetError, parse_time_ms
 
 PLAIN_EVERY_S = 5.0  # s between progress lines when the output is not a terminal
 PIPE_WIDTH = 120  # columns of the summary when it goes to a file or a pipe
-OPEN_LOOP_CONNECTIONS = {"http": 64, "batch": 4}  # connections of --rate when --clients does not say
+OPEN_LOOP_CONNECTIONS = {"http": 64, "batch": 4, "stream": 1}  # connections of --rate when --clients does not say
 
 
 class Mode(StrEnum):
@@ -49,12 +49,14 @@ def replay(
     url: Annotated[str, typer.Option(help="The service, e.g. http://127.0.0.1:8080")],
     key: Annotated[str, typer.Option(envvar="WEIR_KEY", help="API key (weir keys add).", show_envvar=True)],
     spec: Annotated[str, typer.Option(help="Spec whose column mapping reads the file: a name or a TOML file.")] = "cards",
-    mode: Annotated[Mode, typer.Option(help="One request per transaction, or arrays of --batch-rows.")] = Mode.http,
-    clients: Annotated[int | None, typer.Option(min=1, max=10_000, help="Connections. Default 1 (--rate: 64).")] = None,
+    mode: Annotated[Mode, typer.Option(help="One request per transaction, arrays of --batch-rows, or one stream.")] = Mode.http,
+    clients: Annotated[int | None, typer.Option(min=1, max=10_000, help="Connections. Default 1 (--rate: 64, 4, 1).")] = None,
     rate: Annotated[float | None, typer.Option(help="Open loop: transactions per second, on a schedule.")] = None,
     poisson: Annotated[bool, typer.Option("--poisson", help="With --rate: random instead of even gaps.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of --poisson.")] = 1,
-    batch_rows: Annotated[int, typer.Option(min=1, max=10_000, help="Transactions per request of mode batch.")] = 256,
+    batch_rows: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Transactions per request (batch) or write (stream).")
+    ] = 256,
     time_from: Annotated[str | None, typer.Option("--from", help="First event time: a date or ISO time, UTC.")] = None,
     time_to: Annotated[str | None, typer.Option("--to", help="Event time to stop before.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many transactions.")] = None,
@@ -72,14 +74,11 @@ def replay(
 ) -> None:
     """Replay a Parquet file of transactions through a running service and report what came back."""
     with _one_line_errors():
-        if mode is Mode.stream:
-            raise ReplayStopped("--mode stream comes with the streaming issue; use http or batch")
         if rate is not None and not rate > 0:
             raise ReplayStopped(f"--rate {rate:g} is not above 0")
-        wire_mode = "http" if mode is Mode.http else "batch"
         options = Options(
-            mode=wire_mode,  # type: ignore[arg-type]  # mypy does not keep the literal through the conditional
-            clients=clients or (1 if rate is None else OPEN_LOOP_CONNECTIONS[wire_mode]),
+            mode=mode.value,
+            clients=clients or (1 if rate is None else OPEN_LOOP_CONNECTIONS[mode]),
             rate=rate,
             arrivals="poisson" if poisson else "constant",
             seed=seed,

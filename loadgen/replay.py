@@ -19,16 +19,26 @@ import numpy.typing as npt
 
 from loadgen.features import Trace
 from loadgen.recorder import Recorder
+from loadgen.replay_stream import Exchange, StreamClient
 from loadgen.schedule import STAGE_ROWS_MAX, Stage, constant, groups, owners, poisson, stages
-from loadgen.sender import RETRY_AFTER_DEFAULT_S, Client, ConnectionLost, Reply, SendError, Target, Unreachable
+from loadgen.sender import (
+    ATTEMPTS_MAX,
+    BACKOFF_S,
+    Client,
+    ConnectionLost,
+    Reply,
+    SendError,
+    Target,
+    Unreachable,
+    pause_after,
+)
 from loadgen.source import Stream
 
 LABELS_PER_REQUEST_MAX = 1_000  # labels
-ATTEMPTS_MAX = 6  # sends of one request: the pauses between them add up to 3.1 s when the server does not answer
-BACKOFF_S = 0.1  # s; first pause after a lost connection, doubled each time
-RETRY_AFTER_S_MAX = 5.0  # s; a server that asks for more is overloaded for longer than a replay should wait
 SPIN_S = 0.002  # s; uvloop's timers have a resolution of 1 ms, so the last bit before a scheduled send is polled
 FAILED_FIRST_MAX = 1_000  # rows; when the first 1,000 all fail, so will the rest
+STREAM_STEP_S = 0.001  # of an open loop's stream: what is due within one is one write
+PATHS = {"http": "/v1/score", "batch": "/v1/score/batch", "stream": "/v1/score/stream"}
 TICK_S = 0.5  # s between calls of on_tick
 
 
@@ -38,9 +48,9 @@ class ReplayStopped(Exception):
 
 class Options(msgspec.Struct, frozen=True):
     """How to send. `rate` (transactions per second) makes it an open loop over `clients` connections; `trace` asks for
-    the feature vectors."""
+    the feature vectors. `batch_rows` go in one request (batch) or one write (stream)."""
 
-    mode: Literal["http", "batch"] = "http"
+    mode: Literal["http", "batch", "stream"] = "http"
     clients: int = 1
     rate: float | None = None
     arrivals: Literal["constant", "poisson"] = "constant"
@@ -128,19 +138,20 @@ class Replay:
         self._stream = stream
         self._options = options
         self._target = target
-        path = "/v1/score" if options.mode == "http" else "/v1/score/batch"
-        self._head = target.head("POST", f"{path}?trace=1" if options.trace else path)
+        path = PATHS[options.mode] + ("?trace=1" if options.trace else "")
+        self._head = target.head("POST", path)
         self._label_head = target.head("POST", "/v1/labels")
         self._clients = [Client(target, options.deadline_s) for _ in range(options.clients)]
         self._label_client = Client(target, options.deadline_s)
         self._stop = asyncio.Event()
+        self._streams = [self._stream_client(n, path) for n in range(options.clients)] if options.mode == "stream" else []
         self._late_labels: list[int] = []
         self._bodies: list[bytes] = []
         self._bodies_from = 0
 
     @property
     def connects(self) -> int:
-        return self._label_client.connects + sum(client.connects for client in self._clients)
+        return sum(client.connects for client in (self._label_client, *self._clients)) + sum(s.connects for s in self._streams)
 
     def stop(self, problem: str | None = None) -> None:
         """Send nothing more; requests under way are waited for."""
@@ -150,7 +161,7 @@ class Replay:
     async def run(self, on_tick: Callable[[], None]) -> None:
         """Send everything. `on_tick` is called now and then. Raises ReplayStopped if no connection can be made."""
         try:
-            for client in self._clients:  # now, so that no latency includes a connect
+            for client in self._streams or self._clients:  # now, so that no latency includes a connect
                 await client.connect()
         except SendError as error:
             raise ReplayStopped(str(error)) from error
@@ -164,6 +175,8 @@ class Replay:
                 await ticker
             for client in [*self._clients, self._label_client]:
                 client.close()
+            for stream in self._streams:
+                await stream.close()
         on_tick()
 
     # The two loops
@@ -211,6 +224,8 @@ class Replay:
     def _jobs(self, stage: Stage, owner: npt.NDArray[np.int32]) -> list[tuple[int, list[Sequence[int]]]]:
         """The row groups of one stage for each client that has any; a group becomes one request."""
         size = 1 if self._options.mode == "http" else self._options.batch_rows
+        if self._options.mode == "stream" and self._options.rate is not None:
+            size = min(size, max(1, int(self._options.rate * STREAM_STEP_S)))
         if self._options.clients == 1:
             return [(0, groups(range(stage.start, stage.stop), size))]
         rows_of: dict[int, list[int]] = {}
@@ -231,15 +246,31 @@ class Replay:
 
     # One client
 
+    def _stream_client(self, client_no: int, path: str) -> StreamClient:
+        add = self.recorder.requests[client_no].add
+
+        def answered(row: int, line: bytes, latency_us: int) -> None:
+            add(latency_us)
+            self._record_line(row, line, latency_us)
+
+        exchange = Exchange(answered, self._refused, self._lost, self._retried)
+        return StreamClient(
+            self._target,
+            path,
+            self._options.deadline_s,
+            lambda row: self._bodies[row - self._bodies_from],
+            exchange,
+            self._stop,
+        )
+
     async def _work(self, client_no: int, job: Sequence[Sequence[int]], due_s: npt.NDArray[np.float64] | None = None) -> None:
-        clock, lag = time.perf_counter, self.recorder.lags[client_no]
+        if self._streams:
+            await self._streams[client_no].send(job, lambda rows: self._due(client_no, rows, due_s))
+            return
+        clock = time.perf_counter
         for rows in job:
-            if due_s is None:
-                started = clock()
-            else:
-                started = float(due_s[rows[-1]])
-                await self._wait_until(started)
-                lag.add(max(0, int((clock() - started) * 1e6)))
+            due = await self._due(client_no, rows, due_s)
+            started = clock() if due is None else due
             if self._stop.is_set():
                 return
             try:
@@ -250,6 +281,15 @@ class Replay:
             latency_us = int((clock() - started) * 1e6)
             self.recorder.requests[client_no].add(latency_us)
             self._record(rows, reply, latency_us)
+
+    async def _due(self, client_no: int, rows: Sequence[int], due_s: npt.NDArray[np.float64] | None) -> float | None:
+        """Wait until `rows` are due; the time that it was, None in a closed loop."""
+        if due_s is None:
+            return None
+        due = float(due_s[rows[-1]])
+        await self._wait_until(due)
+        self.recorder.lags[client_no].add(max(0, int((time.perf_counter() - due) * 1e6)))
+        return due
 
     async def _wait_until(self, due: float) -> None:
         left_s = due - time.perf_counter()
@@ -276,15 +316,17 @@ class Replay:
                     raise
                 pause_s = BACKOFF_S * 2 ** (attempt - 1)
             else:
-                overloaded = reply.status == 429 or (reply.status == 503 and reply.retry_after_s is not None)
-                if final or not overloaded:
+                wanted_s = pause_after(reply)
+                if final or wanted_s is None:
                     return reply
-                wanted_s = RETRY_AFTER_DEFAULT_S if reply.retry_after_s is None else reply.retry_after_s
-                pause_s = min(wanted_s, RETRY_AFTER_S_MAX)
-            self.recorder.n_retries += 1
+                pause_s = wanted_s
+            self._retried()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stop.wait(), pause_s)
         raise AssertionError("the last attempt returns or raises")
+
+    def _retried(self) -> None:
+        self.recorder.n_retries += 1
 
     def _lost(self, n_rows: int, error: SendError) -> None:
         self.recorder.failed(n_rows, error.word, str(error))
@@ -305,6 +347,15 @@ class Replay:
         if len(answers) != len(rows):
             self.recorder.failed(len(rows), "unreadable reply", f"{len(answers)} answers to {len(rows)} transactions")
             return
+        self._record_answers(rows, answers, latency_us)
+
+    def _record_line(self, row: int, line: bytes, latency_us: int) -> None:
+        try:
+            self._record_answers([row], [_answer.decode(line)], latency_us)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self.recorder.failed(1, "unreadable reply", f"{error}: {line[:100]!r}")
+
+    def _record_answers(self, rows: Sequence[int], answers: Sequence[Answer], latency_us: int) -> None:
         recorder, event_ids, n_scored = self.recorder, self._stream.event_ids, 0
         for row, answer in zip(rows, answers, strict=True):
             if answer.score is None:

@@ -12,7 +12,10 @@ def replay_page(result: Result) -> str:
     """The HTML of `result`."""
     rows, latency = result.rows, result.latency_us
     how = f"open loop at {result.options.rate:g}/s" if result.options.rate else "closed loop"
-    what = "requests of one" if result.options.mode == "http" else f"batches of up to {result.options.batch_rows}"
+    rows_max = result.options.batch_rows
+    what = {"http": "requests of one", "batch": f"batches of up to {rows_max}", "stream": f"streamed, {rows_max} a write"}[
+        result.options.mode
+    ]
     lead = (
         f"{result.source} through the spec {result.spec}, sent to {result.url} on {result.created}: "
         f"{rows.scored:,} of {rows.total:,} transactions scored, {how}, {what}, {result.options.clients} connection(s)."
@@ -117,6 +120,8 @@ def _replay_caveats(result: Result) -> list[str]:
         )
     if result.options.mode == "batch":
         caveats.append("A request is a whole batch; each row's latency is that of its batch.")
+    if result.options.mode == "stream":
+        caveats.append("A row's latency counts from the write that it was part of; in a closed loop thousands are under way.")
     if result.quality:
         caveats.append(
             "Quality counts all scored rows with a label, the start of the stream included, where profiles "

@@ -15,6 +15,9 @@ import httptools
 import msgspec
 
 CONNECT_DEADLINE_S = 5.0  # s; on loopback or in one data centre, later is never
+ATTEMPTS_MAX = 6  # sends of one request: the pauses between them add up to 3.1 s when the server does not answer
+BACKOFF_S = 0.1  # s; first pause after a lost connection, doubled each time
+RETRY_AFTER_S_MAX = 5.0  # s; a server that asks for more is overloaded for longer than a replay should wait
 RETRY_AFTER_DEFAULT_S = 0.1  # s; waited on a 429 that names no time, or one that is not a number
 
 
@@ -97,12 +100,14 @@ class Target(msgspec.Struct, frozen=True):
 class Wire(asyncio.Protocol):
     """One connection. Set `on_reply` and `on_lost`, then `send` whole requests, one at a time.
 
-    Invariant: each `send` is followed by exactly one of `on_reply(reply)` and `on_lost(error)`.
+    Invariant: each `send` is followed by exactly one of `on_reply(reply)` and `on_lost(error)`. With `on_part` set, the body of
+    a reply with status 200 goes there as it comes; `send_more` adds to a request whose body is sent in chunks.
     """
 
     def __init__(self) -> None:
         self.on_reply: Callable[[Reply], None] = _ignore
         self.on_lost: Callable[[SendError], None] = _ignore
+        self.on_part: Callable[[bytes], None] | None = None
         self.open = False
         self._waiting = False
         self._transport: asyncio.Transport | None = None
@@ -129,6 +134,11 @@ class Wire(asyncio.Protocol):
             self._lose(ConnectionLost("the connection is closed"))
             return
         self._transport.write(request)
+
+    def send_more(self, data: bytes) -> None:
+        """Go on with the request that was sent last; nothing happens if it has ended."""
+        if self._transport is not None and self.open and self._waiting:
+            self._transport.write(data)
 
     def abandon(self, error: SendError) -> None:
         """Drop the connection; a waiting request ends with `error`."""
@@ -172,6 +182,9 @@ class Wire(asyncio.Protocol):
                 self._retry_after_s = RETRY_AFTER_DEFAULT_S
 
     def on_body(self, body: bytes) -> None:
+        if self.on_part is not None and self._parser.get_status_code() == 200:
+            self.on_part(body)
+            return
         self._body = self._body + body if self._body else body
 
     def on_message_complete(self) -> None:
@@ -234,6 +247,13 @@ class Client:
     def close(self) -> None:
         if self._wire is not None:
             self._wire.close()
+
+
+def pause_after(reply: Reply) -> float | None:
+    """Seconds to wait before the same again: after a 429, or a 503 that says when. None: it would not help."""
+    if reply.status != 429 and (reply.status != 503 or reply.retry_after_s is None):
+        return None
+    return min(RETRY_AFTER_DEFAULT_S if reply.retry_after_s is None else reply.retry_after_s, RETRY_AFTER_S_MAX)
 
 
 def _ignore(_: object) -> None:

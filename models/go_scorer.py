@@ -39,6 +39,16 @@ class GoScorer:
             core.check(status)
         return 0
 
+    def submit(self, arena: Arena, n_rows: int, event_fd: int) -> None:
+        """See AsideScorer. Raises GoCoreError."""
+        if not arena.handle:
+            self._core.bind(self._plan, arena)
+        self._core.submit(self._model, arena, 0, n_rows, ADVANCE | RISK, event_fd)
+
+    def collect(self, arena: Arena) -> None:
+        """See AsideScorer. Raises GoCoreError."""
+        self._core.collect(arena)
+
     def advance(self, arena: Arena, n_rows: int, first: int = 0) -> None:
         """See Scorer. Raises GoCoreError."""
         if not arena.handle:

@@ -1,18 +1,17 @@
 """The onnx scorer: features in numpy, the model in onnxruntime in this process.
 
-One intra-op thread and no spinning: the service owns its cores, and a 43,521-parameter model has nothing to share out.
-Output is asked for by name. Telemetry is off before the library loads (models/__init__.py).
+The session has one thread (models/onnx_session.py); its output is asked for by name.
 """
 
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 
 from features.advance import advance
 from features.plan import Plan
 from features.vector import VectorBuilder
 from models.arena import Arena, Float32s, Int64s
+from models.onnx_session import open_session
 from models.scorer import ModelError
 
 INPUT, OUTPUT = "features", "risk"
@@ -26,7 +25,7 @@ class OnnxScorer:
     def __init__(self, plan: Plan, model_file: Path) -> None:
         self._plan = plan
         self._builder = VectorBuilder(plan)
-        self._session = _open(model_file)
+        self._session = open_session(model_file)
         self._outputs = [OUTPUT]
         self._check(model_file)
 
@@ -59,17 +58,3 @@ class OnnxScorer:
             raise ModelError(f"{model_file}: does not take {self._plan.n_features} features: {error}") from None
         if risk.shape != (2,) or risk.dtype != np.float32 or not (np.isfinite(risk).all() and (abs(risk - 0.5) <= 0.5).all()):
             raise ModelError(f"{model_file}: output {OUTPUT!r} must be float32 (rows,) within [0, 1]")
-
-
-def _open(model_file: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
-    onnxruntime.disable_telemetry_events()
-    try:
-        return onnxruntime.InferenceSession(str(model_file), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise ModelError(f"{model_file}: is not a model that onnxruntime {onnxruntime.__version__} reads: {error}") from None

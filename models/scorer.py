@@ -22,3 +22,13 @@ class Scorer(Protocol):
 
     def advance(self, arena: Arena, n_rows: int, first: int = 0) -> None:
         """Advance only, by `n_rows` rows from `first` on, for recovery: rows that a profile already has change nothing."""
+
+
+class AsideScorer(Protocol):
+    """An engine with a thread of its own: `submit` returns at once, adds 1 to the eventfd when it is done; then `collect`."""
+
+    def submit(self, arena: Arena, n_rows: int, event_fd: int) -> None:
+        """Begin what Scorer.score does. Nobody touches the arena or its profiles until it is collected."""
+
+    def collect(self, arena: Arena) -> None:
+        """End it. Raises what `score` would have raised."""

@@ -19,7 +19,7 @@ import typer
 from service import app as service_app
 from service.auth import add_key, parse_role
 from service.doctor import run_checks
-from service.errors import StartError
+from service.errors import SettingsError, StartError
 from service.logs import configure_logs
 from service.settings import Settings, load_settings
 
@@ -87,12 +87,19 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     scorer: Annotated[str | None, typer.Option(help="go, onnx or auto.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes; only 1 is possible: it owns the state.")] = 1,
     settings: SetOption = None,
     accept_loss: Annotated[
         bool, typer.Option("--accept-loss", help="Start although the journal lacks entries. Read what is missing first.")
     ] = False,
 ) -> None:
     """Run the service until SIGINT or SIGTERM."""
+    if workers > 1:
+        raise SettingsError(
+            f"--workers {workers}: one process owns the state of a data directory. The go scorer uses a second core by itself;"
+            " for more than that run one service for each partition of the cards, with a data directory of its own",
+            "workers",
+        )
     flags = {
         "embedded": None if embedded is None else str(embedded).lower(),
         "data_dir": data_dir,

@@ -4,24 +4,21 @@ data directory → embedded servers → stores → journal → engine → HTTP (
 """
 
 import asyncio
-import errno
 import gc
 import signal
-import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
 import structlog
 import uvloop
-from aiohttp import web
 
 from features.plan import Plan, compile_plan
 from features.spec import load_spec
-from models.card import ARTIFACTS, MODEL_FILE, ModelCard, load_card
+from models.card import ARTIFACTS, MODEL_FILE, ModelCard, load_card, read_model
 from models.scorer import ModelError, Scorer
 from models.scorers import ScorerMissing, missing_scorer, open_scorer
 from service.applied import Applied
@@ -36,16 +33,18 @@ from service.dry_run import DryRun
 from service.embedded import EmbeddedServers
 from service.engine import Engine
 from service.erasure import Erasures
-from service.errors import StartError
+from service.fastlane import FastLane
 from service.fetch import Fetcher
 from service.gauges import watch_engine
 from service.handlers.protocol import HttpRunner
 from service.handlers.router import build_web_app
+from service.inference import open_inference
 from service.journal import EPOCH_MAX, EPOCH_SHIFT, Journal, JournalError
 from service.keeper import Keeper
 from service.labels import Labels
 from service.ledger_feed import LedgerFeed
 from service.list_store import ListStore
+from service.listeners import Listeners
 from service.lists import Lists
 from service.loop_lag import watch_loop
 from service.metrics import Metrics
@@ -53,6 +52,8 @@ from service.partials import Partials
 from service.pipeline import Pipeline
 from service.recovery import Recovery
 from service.recovery_progress import RecoveryProgress
+from service.row_codec_go import open_codec
+from service.score_calls import ScoreCalls
 from service.scorer_switch import ScorerSwitch
 from service.settings import DAY_MS, Settings
 from service.stores import Stores, check_against_journal, mark_behind, open_stores
@@ -109,8 +110,8 @@ async def _serve(settings: Settings, accept_loss: bool) -> None:
 
 async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -> tuple[str, Engine]:
     """Open everything, and at last the port; `stack` closes it again. Returns the service's URL and its engine."""
-    listener = _listen(settings.server.host, settings.server.port)
-    stack.callback(listener.close)
+    listeners = Listeners.open(settings.server)
+    stack.callback(listeners.close)
     plan, card, scorer = load_model(settings)
     directory = DataDir(settings.data_dir, plan)
     stack.callback(directory.close)
@@ -120,18 +121,19 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
     # What a request allocates is freed by reference counts; cycles are rare, so look for them rarely.
     gc.set_threshold(GC_THRESHOLD, 20, 20)
     engine, stores = await _open_engine(settings, plan, card, scorer, accept_loss, stack)
-    runner = await _open_port(listener, engine, keys, settings, stack)
+    runner, lane = await _open_port(listeners, engine, keys, settings, stack)
+    engine.inference = await open_inference(settings.inference, card, read_model(model_directory(settings, plan)), stack)
     await _run_engine(engine, stores, settings, stack)
-    stack.push_async_callback(runner.cleanup)  # again: no request may be under way when the stops are closed
+    # Again: no request may be under way when the stops are closed.
+    stack.push_async_callback(_stop_http, listeners, runner, lane)
     gc.collect()
     gc.freeze()
-    host = f"[{settings.server.host}]" if ":" in settings.server.host else settings.server.host
-    return f"http://{host}:{listener.getsockname()[1]}", engine
+    return listeners.url, engine
 
 
 async def _open_port(
-    listener: socket.socket, engine: Engine, keys: KeyRing, settings: Settings, stack: AsyncExitStack
-) -> HttpRunner:
+    listeners: Listeners, engine: Engine, keys: KeyRing, settings: Settings, stack: AsyncExitStack
+) -> tuple[HttpRunner, FastLane | None]:
     """Answer requests from here on; until recovery is done all but the health routes say that the service is not ready."""
     metrics = Metrics()
     watch_engine(metrics, engine)
@@ -140,13 +142,25 @@ async def _open_port(
     app = build_web_app(engine, keys, metrics, settings)
     runner = HttpRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HTTP_STOP_DEADLINE_S)
     await runner.setup()
-    stack.push_async_callback(runner.cleanup)
-    try:
-        listener.listen()  # two that start at the same moment can both bind, one can listen; uvloop does not tell the other
-    except OSError as error:
-        raise _cannot_listen(settings.server.host, settings.server.port, error) from None
-    await web.SockSite(runner, listener).start()
-    return runner
+    stack.push_async_callback(_stop_http, listeners, runner, None)
+    assert runner.server is not None
+    if not settings.server.fast_lane:
+        await listeners.start(runner.server)
+        return runner, None
+    calls = ScoreCalls(engine, metrics, settings.server)
+    lane = FastLane(calls, keys, metrics, settings.server, engine.check_started, runner.server)
+    lane.start()
+    stack.push_async_callback(_stop_http, listeners, runner, lane)
+    await listeners.start(lane)
+    return runner, lane
+
+
+async def _stop_http(listeners: Listeners, runner: HttpRunner, lane: FastLane | None) -> None:
+    """Accept no more, answer what is under way, close every connection. The second time there is nothing left to do."""
+    listeners.close()
+    if lane is not None:
+        await lane.stop(HTTP_STOP_DEADLINE_S)
+    await runner.cleanup()
 
 
 def load_model(settings: Settings) -> tuple[Plan, ModelCard, Scorer]:
@@ -280,8 +294,9 @@ def _build(
     policy = _policy(settings, card)
     q = settings.queue
     pipeline = Pipeline(
-        plan, l1, fetcher, scorer, card.model, policy, lists, decisions, journal, touched, clock, q.events_max, q.batch_max
-    )
+        plan, l1, fetcher, scorer, card.model, policy, lists, decisions, journal, touched, clock,
+        open_codec(plan, q.batch_max), q.events_max, q.batch_max,
+    )  # fmt: skip
     feed = None
     if stores.ledger is not None:
         feed = LedgerFeed(stores.ledger, journal, stores.ledger_position, w.interval_ms)
@@ -359,25 +374,6 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket: a port in use is noticed before anything else is opened."""
-    with ExitStack() as stack:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            listener = stack.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except OSError as error:
-            raise _cannot_listen(host, port, error) from None
-        stack.pop_all()
-        return listener
-
-
-def _cannot_listen(host: str, port: int, error: OSError) -> StartError:
-    fix = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
-    return StartError(f"cannot listen on {host}:{port}: {error.strerror}; give another {fix}")
 
 
 def _epoch_of_today() -> int:

@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+import numpy as np
+import numpy.typing as npt
+
 from service.errors import InvalidEvent
 
 
@@ -23,6 +26,20 @@ class Clock:
         """An event of this time was accepted."""
         if ts > self._newest:
             self._newest = ts
+
+    def refused(self, ts: npt.NDArray[np.int64]) -> dict[int, InvalidEvent]:
+        """Why these times are refused, by place; empty if none is."""
+        now = self.now_ms()
+        bad = now - ts > self._past_ms_max
+        if not self._is_stream:
+            bad |= ts - now > self._future_ms_max
+        found: dict[int, InvalidEvent] = {}
+        for place in np.flatnonzero(bad).tolist():
+            try:
+                self.check(int(ts[place]))
+            except InvalidEvent as error:
+                found[place] = error
+        return found
 
     def check(self, ts: int) -> None:
         """Raise InvalidEvent for a ts that is too far from now."""

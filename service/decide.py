@@ -4,14 +4,19 @@ Only exact knowledge declines: a stored deny list entry or the model's score. A 
 changes the outcome by the written policy (`decide.unknown_outcome`), never by accident.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from features.transaction import Transaction
+from features.plan import COLUMNS
 from service.lists import Lists
+from service.rows import Rows
 
 APPROVE, REVIEW, DECLINE = "approve", "review", "decline"
+AMOUNT = COLUMNS.index("amount")
 
 
 class Decision(msgspec.Struct, gc=False):
@@ -38,23 +43,63 @@ class Policy(msgspec.Struct, frozen=True):
     unknown_amount_min: int
 
 
+class Conclusion(msgspec.Struct, frozen=True):
+    """What a decision says besides score and LSN; many transactions of a batch share one."""
+
+    outcome: str
+    reasons: tuple[str, ...] = ()
+    degraded: tuple[str, ...] = ()
+
+
+# By the score alone: the place of each is what `decide_rows` computes.
+BY_SCORE = (
+    Conclusion(APPROVE),
+    Conclusion(REVIEW, ("SCORE_ABOVE_REVIEW_THRESHOLD",)),
+    Conclusion(DECLINE, ("SCORE_ABOVE_DECLINE_THRESHOLD",)),
+)
+
+
+def decide_rows(
+    rows: Rows,
+    risks: npt.NDArray[np.float32],
+    degraded: Mapping[int, tuple[str, ...]],
+    policy: Policy,
+    lists: Lists,
+    now_ms: int,
+) -> tuple[npt.NDArray[np.uint8], list[Conclusion]]:  # fmt: skip
+    """The place of each row's conclusion, uint8 (rows,), and the conclusions. `degraded`: by row, what could not be asked.
+
+    Raises OverflowError for more than 256 different conclusions in one batch.
+    """
+    classes = (risks.astype(np.float64) >= policy.review_threshold).view(np.uint8)
+    classes[risks.astype(np.float64) >= policy.decline_threshold] = 2
+    conclusions = {conclusion: place for place, conclusion in enumerate(BY_SCORE)}
+    for row in range(len(rows)) if lists else degraded:
+        levels = degraded.get(row, ())
+        amount = int(rows.columns[row, AMOUNT])
+        outcome, reasons = decide(rows.entities_of(row), amount, float(risks[row]), bool(levels), policy, lists, now_ms)
+        classes[row] = conclusions.setdefault(Conclusion(outcome, reasons, levels), len(conclusions))
+    return classes, list(conclusions)
+
+
 def decide(
-    tx: Transaction, amount: int, risk: float, unknown: bool, policy: Policy, lists: Lists, now_ms: int
+    entities: Sequence[str | None], amount: int, risk: float, unknown: bool, policy: Policy, lists: Lists, now_ms: int
 ) -> tuple[str, tuple[str, ...]]:
-    """Outcome and reason codes. `amount` is in base minor units, `unknown` says that a profile could not be asked for."""
+    """Outcome and reason codes. `entities` has an id per kind, `amount` is in base minor units, `unknown` says that a profile
+    could not be asked for."""
     if lists:
-        denied = lists.match("deny", tx, now_ms)
+        denied = lists.match("deny", entities, now_ms)
         if denied:
             return DECLINE, tuple(f"DENY_LIST_{kind.upper()}" for kind in denied)
-        allowed = lists.match("allow", tx, now_ms)
+        allowed = lists.match("allow", entities, now_ms)
         if allowed:
             return APPROVE, tuple(f"ALLOW_LIST_{kind.upper()}" for kind in allowed)
     if risk >= policy.decline_threshold:
-        return DECLINE, ("SCORE_ABOVE_DECLINE_THRESHOLD",)
+        return DECLINE, BY_SCORE[2].reasons
     if unknown and amount >= policy.unknown_amount_min and policy.unknown_outcome == DECLINE:
         return DECLINE, ("L3_UNKNOWN",)
     if risk >= policy.review_threshold:
-        return REVIEW, ("SCORE_ABOVE_REVIEW_THRESHOLD",)
+        return REVIEW, BY_SCORE[1].reasons
     if unknown and amount >= policy.unknown_amount_min:
         return policy.unknown_outcome, ("L3_UNKNOWN",)
     return APPROVE, ()

@@ -14,8 +14,7 @@ from service.decide import Decision, Policy, decide
 from service.errors import InvalidEvent
 from service.fetch import Fetcher, Found
 from service.lists import Lists
-from service.ticket import ABSENT
-from service.trace import last_seen, trace
+from service.trace import ABSENT, last_seen, trace
 
 
 class DryRun:
@@ -54,7 +53,8 @@ class DryRun:
         us = {"lookup": (looked_up - start) * 1e6, "score": (time.perf_counter() - looked_up) * 1e6}
         risk = float(arena.risk[0])
         now_ms = self._clock.now_ms()
-        outcome, reasons = decide(tx, columns[1], risk, bool(degraded), self._policy, self._lists, now_ms)
+        entities = [getattr(tx, kind.id_field) for kind in self._plan.kinds]
+        outcome, reasons = decide(entities, columns[1], risk, bool(degraded), self._policy, self._lists, now_ms)
         decision = Decision(tx.event_id, risk, outcome, self._model_name, self.scorer.name, 0, False, degraded, reasons)
         if with_trace:
             sources = [profile.source if profile else ABSENT for profile in found]

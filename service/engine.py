@@ -1,6 +1,8 @@
 """The engine: what the HTTP handlers call. It joins the stops; each of them does its own work."""
 
 import asyncio
+import functools
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,31 +10,33 @@ import msgspec
 
 from features.plan import Plan
 from features.profile import describe, is_tombstone, lsn_of
-from features.transaction import Transaction
 from service.applied import Applied
 from service.audit import Audit, digest
 from service.clock import Clock
-from service.codec import Label, LabelReply
-from service.decide import Decision
+from service.codec import MSGPACK, Label, LabelReply, decode_packed, decode_transaction
 from service.decisions import Decisions, StoredDecision
 from service.dry_run import DryRun
 from service.erasure import Erasures
 from service.errors import JournalUnavailable, NotFound, NotReady, TierUnavailable, WeirError
 from service.fetch import Fetcher, entity_key
+from service.inference import Inference
 from service.journal import Journal, JournalError
 from service.labels import Labels
 from service.ledger_feed import LedgerFeed
 from service.levels import OFF, Level
 from service.list_store import ListStore
 from service.lists import LIST_NAMES, ListChange, Lists
-from service.pipeline import Answer, Pipeline
+from service.pipeline import Pipeline
 from service.records import LIST, encode_list_change
 from service.recovery_progress import RecoveryProgress
 from service.scorer_switch import ScorerSwitch
+from service.ticket import REPLIES, Answer
 from service.tier_switch import TierSwitch
 from service.tiers.bloom import MaybeSet
 from service.tiers.l1 import L1
 from service.write_behind import WriteBehind
+
+PARTS_AHEAD = 2  # of a long request that are under way at once: one is decoded while the other is scored
 
 
 class Engine(msgspec.Struct):
@@ -64,6 +68,7 @@ class Engine(msgspec.Struct):
     recovery: RecoveryProgress
     reason: str = "starting"
     is_started: bool = False
+    inference: Inference | None = None  # set before is_started where there is HTTP
 
     @property
     def ready(self) -> tuple[bool, str]:
@@ -80,24 +85,30 @@ class Engine(msgspec.Struct):
         """The clock's now."""
         return self.clock.now_ms()
 
-    def submit(self, tx: Transaction, *, commit: bool = True, trace: bool = False) -> asyncio.Future[Decision]:
-        """Score one transaction. Raises WeirError, at once or from the future."""
-        if not commit:
-            return asyncio.ensure_future(self.dry_run.score(tx, trace))
-        return self.pipeline.submit(tx, trace=trace)
+    async def submit_many(self, bodies: Sequence[bytes], form: int, wanted: int = REPLIES) -> list[Answer]:
+        """Score the rows of one request in order, errors in place; a batch is decoded while the one before it is scored."""
+        parts: deque[asyncio.Future[list[Answer]]] = deque()
+        answers: list[Answer] = []
+        ticket, step, loop = None, self.pipeline.batch_max, asyncio.get_running_loop()
+        for start in range(0, len(bodies), step):
+            future: asyncio.Future[list[Answer]] = loop.create_future()
+            deliver = functools.partial(_resolve, future)
+            ticket = self.pipeline.submit(bodies[start : start + step], form, deliver, wanted=wanted, after=ticket)
+            parts.append(future)
+            if len(parts) == PARTS_AHEAD:
+                answers += await parts.popleft()
+        for future in parts:
+            answers += await future
+        return answers
 
-    async def submit_many(
-        self, items: Sequence[Transaction | WeirError], *, commit: bool = True, trace: bool = False
-    ) -> list[Answer]:
-        """Score many in order, errors in place."""
-        if commit:
-            return await self.pipeline.submit_many(items, trace=trace)
-        return [item if isinstance(item, WeirError) else await self._dry(item, trace) for item in items]
+    async def try_many(self, bodies: Sequence[bytes], form: int, trace: bool = False) -> list[Answer]:
+        """What each row would be answered now, errors in place; nothing is stored."""
+        return [await self._try_one(body, form, trace) for body in bodies]
 
-    async def _dry(self, tx: Transaction, trace: bool) -> Answer:
+    async def _try_one(self, body: bytes, form: int, trace: bool) -> Answer:
         await asyncio.sleep(0)  # a row takes 0.3 ms, and nothing else in it may wait
         try:
-            return await self.dry_run.score(tx, trace)
+            return await self.dry_run.score(decode_packed(body) if form == MSGPACK else decode_transaction(body), trace)
         except WeirError as error:
             return error
 
@@ -168,6 +179,7 @@ class Engine(msgspec.Struct):
 
     async def _change_list(self, change: ListChange) -> None:
         self.pipeline.check_open()
+        self.l1.settle()
         try:
             lsn = self.journal.append([(LIST, encode_list_change(change), b"")])
         except (JournalError, OSError) as error:
@@ -234,3 +246,8 @@ class Engine(msgspec.Struct):
             "misses": bloom.lookups - bloom.negatives,
             "false_positives": bloom.false_positives,
         }
+
+
+def _resolve(future: asyncio.Future[list[Answer]], answers: list[Answer]) -> None:
+    if not future.done():  # the client hung up; what was journaled stays journaled
+        future.set_result(answers)

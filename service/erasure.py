@@ -112,6 +112,7 @@ class Erasures:
 
     def begin(self, kind: str, entity: str) -> Erasure:
         """Journal it; from here on the entity is a new one. Raises JournalUnavailable; then nothing was changed."""
+        self._fetcher.settle()
         try:
             lsn = self._journal.append([(ERASURE, encode_erasure(ErasureRecord(kind, entity)), b"")])
         except (JournalError, OSError) as error:
@@ -217,7 +218,7 @@ class Erasures:
                     await self._column.put_many({key: encode_stored(new) for key, new in found.items()})
             # Last: labels may have read a decision before it was blanked, and then it is here.
             async with self._labels.turn:
-                self._decisions.change_recent(blanked)
+                self._decisions.change_recent(blanked, scrubber.needle)
 
     async def _scrub_ledger(self, scrubber: Scrubber, lsn: int) -> bool:
         if self._ledger is None or self._feed is None:

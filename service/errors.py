@@ -3,6 +3,7 @@
     WeirError
     ├── CallerError             the caller can fix it
     │   ├── MalformedBody       400  not JSON, not UTF-8, not the container that the route takes
+    │   ├── InvalidTensor       400  a tensor or inference request that the model cannot take; names the tensor
     │   ├── Unauthorized        401  no key, or one that is not known
     │   ├── Forbidden           403  a known key of too low a role
     │   ├── NotFound            404
@@ -18,6 +19,8 @@
     ├── ServiceError            our own limit or fault
     │   ├── Overloaded          429  carries Retry-After
     │   ├── ScoringFailed       500  the batch was rolled back
+    │   ├── InferenceFailed     500  a model beside the scorer could not be opened or run
+    │   ├── InferenceTimeout    504  it ran longer than inference.deadline_ms
     │   ├── NotReady            503
     │   ├── DiskFull            503  a file beside the journal could not be written
     │   └── JournalUnavailable  503  disk full or broken, journal.bytes_max: nothing is accepted
@@ -67,6 +70,13 @@ class MalformedBody(CallerError):
 
     title = "Malformed body"
     code = "malformed-body"
+
+
+class InvalidTensor(CallerError):
+    """An inference request whose tensors the model cannot take; `field` names the tensor."""
+
+    title = "Invalid tensor"
+    code = "invalid-tensor"
 
 
 class Unauthorized(CallerError):
@@ -232,6 +242,21 @@ class ScoringFailed(ServiceError):
 
     title = "Scoring failed"
     code = "scoring-failed"
+
+
+class InferenceFailed(ServiceError):
+    """A model under /v2 could not be opened or run."""
+
+    title = "Inference failed"
+    code = "inference-failed"
+
+
+class InferenceTimeout(ServiceError):
+    """A model under /v2 ran longer than inference.deadline_ms and was stopped."""
+
+    status = 504
+    title = "Inference timeout"
+    code = "inference-timeout"
 
 
 class StartError(WeirError):

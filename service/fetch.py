@@ -174,6 +174,10 @@ class Fetcher:
         found = await self._read_one(key)
         return Found(None, NEW) if found.profile is not None and is_tombstone(found.profile) else found
 
+    def settle(self) -> None:
+        """See L1."""
+        self._l1.settle()
+
     def erase(self, kind: int, entity: str) -> None:
         """The entity is new from now on: its slot is empty, and what is being read of it counts for nothing."""
         self.partial.pop((kind, entity), None)

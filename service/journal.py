@@ -32,6 +32,7 @@ from service.journal_format import (
     JournalFull,
     JournalWriteError,
     encode_block,
+    encode_entries,
     encode_segment_header,
     segment_name,
 )
@@ -224,19 +225,23 @@ class Journal:
         return "" if has_room else str(self._refusal)
 
     def append(self, entries: Sequence[tuple[int, bytes, bytes]]) -> int:
-        """Appends (kind, body, decision) tuples as one block; returns the LSN of the first. Never waits for the disk.
+        """Appends (kind, body, decision) tuples as one block; see `append_encoded`."""
+        return self.append_encoded(encode_entries(entries), len(entries))
+
+    def append_encoded(self, entries: bytes, n_entries: int) -> int:
+        """Appends entries as encode_entries gives them as one block; returns the LSN of the first. Never waits for the disk.
 
         Raises JournalWriteError; then the file is as it was before, the LSNs are burnt, and, unless an fsync or the
         undoing failed, the next append may succeed. JournalFull: `bytes_max` is reached.
         """
-        assert entries, "a block has at least one entry"
+        assert n_entries, "a block has at least one entry"
         first_lsn = self._next_lsn
-        self._next_lsn = first_lsn + len(entries)
+        self._next_lsn = first_lsn + n_entries
         if self._syncer.failure is not None:
             self.n_refused["failed"] += 1
             raise self._syncer.failure_again()
-        check_bytes, rest = encode_block(first_lsn, entries)
-        size = len(check_bytes) + len(rest)
+        head, rest = encode_block(first_lsn, n_entries, entries)
+        size = len(head) + len(rest)
         if self._bytes_added - self._bytes_trimmed + size > self.bytes_max > 0:
             raise self._refuse(self._full(size), size)
         if self._fd == _CLOSED or SEGMENT_HEADER_BYTES < self._segments[-1].size > self._segment_bytes - size:
@@ -245,9 +250,9 @@ class Journal:
             except JournalWriteError as error:
                 raise self._refuse(error, size) from error.__cause__
         try:
-            written = os.writev(self._fd, (check_bytes, rest))
+            written = os.writev(self._fd, (head, rest))
             if written != size:
-                self._finish_write((check_bytes + rest)[written:])
+                self._finish_write((head + rest)[written:])
         except OSError as error:
             self._undo_write()
             refusal = JournalWriteError(f"cannot append {size} bytes to {self._segments[-1].path}", error)

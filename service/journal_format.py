@@ -132,18 +132,23 @@ def decode_segment_header(data: bytes) -> int:
     return int(previous_last_lsn)
 
 
-def encode_block(first_lsn: int, entries: Sequence[tuple[int, bytes, bytes]]) -> tuple[bytes, bytes]:
-    """A block as (length and checksum, the rest), for one writev.
+def encode_entries(entries: Sequence[tuple[int, bytes, bytes]]) -> bytes:
+    """(kind, body, decision) tuples as they stand in a block.
 
     The bodies are gathered once by `join`. Handing each of them to writev copies nothing, but checksumming and passing
     three small buffers per entry costs 61 µs at 64 entries of 300 bytes, against 31 µs for the join.
     """
-    parts = [_BLOCK_START.pack(first_lsn, len(entries))]
+    parts: list[bytes] = []
     pack = _ENTRY_HEADER.pack
     for kind, body, decision in entries:
         parts += (pack(kind, len(body), len(decision)), body, decision)
-    rest = b"".join(parts)
-    return _BLOCK_CHECK.pack(len(rest), zlib.crc32(rest)), rest
+    return b"".join(parts)
+
+
+def encode_block(first_lsn: int, n_entries: int, entries: bytes) -> tuple[bytes, bytes]:
+    """A block of encoded entries as (everything before them, they), for one writev: they are not copied again."""
+    start = _BLOCK_START.pack(first_lsn, n_entries)
+    return _BLOCK_CHECK.pack(len(start) + len(entries), zlib.crc32(entries, zlib.crc32(start))) + start, entries
 
 
 def decode_entries(first_lsn: int, n_entries: int, rest: bytes) -> list[Entry]:

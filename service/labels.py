@@ -21,7 +21,6 @@ from service.fetch import Fetcher
 from service.images import Images
 from service.journal import Journal, JournalError
 from service.records import LABEL, LabelRecord, encode_label, journaled_entities
-from service.ticket import Entities
 from service.tiers.l1 import L1
 from service.touched import Touched
 
@@ -94,10 +93,10 @@ class Labels:
         try:
             return self._change_all(labels, found, txs, slots)
         finally:
-            self._l1.unpin_all(slots.tolist())
+            self._l1.unpin_rows(slots)
             self._l1.trim()
 
-    def _entities(self, tx: Transaction | None) -> Entities:
+    def _entities(self, tx: Transaction | None) -> tuple[str | None, ...]:
         """The entities of `tx` whose profiles keep frauds."""
         known = journaled_entities(self._plan, tx) if tx else (None,) * len(self._plan.kinds)
         return tuple(entity if kind.keeps_frauds else None for kind, entity in zip(self._plan.kinds, known, strict=True))
@@ -109,6 +108,7 @@ class Labels:
         txs: Sequence[Transaction | None],
         slots: npt.NDArray[np.int64],
     ) -> list[LabelReply]:
+        self._l1.settle()
         first_lsn = self._journal.next_lsn
         images = Images(self._l1.slabs, slots)
         newest = {label.event_id: stored for label, stored in zip(labels, found, strict=True)}
@@ -147,7 +147,7 @@ class Labels:
             images.restore()
             raise JournalUnavailable(f"{error}; these labels were not applied") from None
         for change in changes:
-            self._decisions.add(change.record.event_id, change.stored)
+            self._decisions.change(change.record.event_id, change.stored)
             if not change.record.delta:
                 continue
             for kind in self._plan.kinds:

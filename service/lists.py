@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import msgspec
 
 from features.plan import KindPlan
-from features.transaction import Transaction
 
 LIST_NAMES = ("deny", "allow")
 
@@ -35,7 +34,7 @@ class Lists:
     """Both lists. Falsy while they are empty, so that the hot path can skip them."""
 
     def __init__(self, kinds: Sequence[KindPlan]) -> None:
-        self._id_fields = [(kind.name, kind.id_field) for kind in kinds]
+        self._kinds = [kind.name for kind in kinds]
         self._entries: dict[tuple[str, str, str], ListEntry] = {}
 
     def __bool__(self) -> bool:
@@ -49,14 +48,13 @@ class Lists:
             return None
         return entry
 
-    def match(self, list_name: str, tx: Transaction, now_ms: int) -> list[str]:
-        """The kinds of `tx` whose entity stands on the list."""
-        found = []
-        for kind, id_field in self._id_fields:
-            entity = getattr(tx, id_field)
-            if entity is not None and self.get(list_name, kind, entity, now_ms) is not None:
-                found.append(kind)
-        return found
+    def match(self, list_name: str, entities: Sequence[str | None], now_ms: int) -> list[str]:
+        """The kinds whose entity stands on the list; `entities` has one id per kind, None or "" for none."""
+        return [
+            kind
+            for kind, entity in zip(self._kinds, entities, strict=True)
+            if entity and self.get(list_name, kind, entity, now_ms) is not None
+        ]
 
     def apply(self, change: ListChange, lsn: int) -> None:
         """Make a journaled change count. One that is already known (by LSN) changes nothing."""

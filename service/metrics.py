@@ -135,6 +135,8 @@ class Metrics(Collector):
         self.evictions = Counts("l1_evictions", "Profiles evicted from L1.", "kind")
         self.late_dropped = Counts("late_dropped", "Events too late for their tile, by ring.", "ring")
         self.written = Counts("write_behind_written", "Profiles written to a tier by write-behind.", "consumer")
+        self.infer = Counts("infer", "Inferences under /v2: ok|problem code.", "model", "result")
+        self.infer_seconds = Histograms("infer_seconds", "Time of one inference, its body included.", LATENCY_BOUNDS, "model")
         self.loop_lag = Histograms("loop_lag_seconds", "How late the event loop woke a timer.", LATENCY_BOUNDS)
         for outcome in ("approve", "review", "decline"):  # series that exist from the start: rate() needs the zero
             self.tx[outcome,] = 0

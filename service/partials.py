@@ -91,6 +91,7 @@ class Partials:
             return
         rebuild = self._begin({keys[key]: found.profile for key, found in stored.items()})
         await self._apply_journal(rebuild, min(first_lsns[key] for key in stored))
+        self._l1.settle()
         # From here on nothing is awaited: the copies are the truth of this moment.
         for key in stored:
             self._replace(rebuild, *keys[key], first_lsns[key])

@@ -1,59 +1,52 @@
-"""The spine: the way of one transaction, each stop called once and in this order.
+"""The spine: the way of transactions, each stop called once and in this order.
 
-    submit → fetch (l1, write-behind, Bloom, levels) → scorer → decide → journal → reply; write-behind takes over
+    submit → decode → fetch (l1, write-behind, Bloom, levels) → scorer → decide → journal → reply; write-behind takes over
 
-All transactions that are ready in one turn of the event loop are scored in one call; no timer holds a lone one back, and
-one whose profiles are all in L1 never awaits anything. A ticket (the rows of one request) is scored in its own order, and
-tickets that share a card in order of arrival: one that still misses a profile holds back only those. From numbering to
-journal nothing is awaited, so a batch is one step: profiles advance and the journal takes it, or neither (pre-images).
+What is ready in one turn of the event loop is scored in one call; no timer holds a lone transaction back, and one whose
+profiles are all in L1 never awaits anything. A ticket is scored in its own order, and tickets that share a card in order of
+arrival: one that still misses a profile holds back only those. From numbering to journal nobody else numbers, or touches a
+slab: a batch is one step, profiles advance and the journal takes it, or neither (pre-images). A large batch is scored on a
+thread of the Go core, while the loop decodes and looks up the next one; whoever needs the slabs meanwhile ends it first
+(`settle`).
 """
 
 import asyncio
-import functools
-import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import structlog
 
-from features.columns import encode
-from features.plan import Plan
-from features.transaction import InvalidTransaction, Transaction
+from features.plan import TS, Plan
 from models.arena import Arena
-from models.scorer import Scorer
+from models.scorer import AsideScorer, Scorer
+from service.admission import Admission, answer_again
+from service.batch import Aside, Batch
 from service.clock import Clock
-from service.decide import Decision, Policy, decide
-from service.decisions import Decisions, StoredDecision, encode_body
-from service.errors import (
-    Conflict,
-    InvalidEvent,
-    JournalUnavailable,
-    NotReady,
-    Overloaded,
-    ScoringFailed,
-    TierUnavailable,
-    WeirError,
-)
-from service.fetch import L1_HIT, Fetcher, Miss
-from service.images import Images
+from service.codec import JSON
+from service.decide import Policy, decide_rows
+from service.decisions import Decisions, decode_stored
+from service.errors import JournalUnavailable, NotReady, Overloaded, ScoringFailed, WeirError
+from service.fetch import L1_HIT, Fetcher
+from service.in_flight import InFlight, Twin
 from service.journal import Journal, JournalError
 from service.lists import Lists
+from service.lookup import LookUp
 from service.metrics import LATENCY_BOUNDS, ROWS_BOUNDS, WAVES_BOUNDS, Histogram
-from service.records import TX, encode_outcome
-from service.scrub import is_same_event
-from service.ticket import ABSENT, Row, Ticket, entities_getter
+from service.row_codec import Encoded, RowCodec
+from service.ticket import DECISIONS, REPLIES, TRACES, Answer, EachSink, Request, RequestSink, Sink, Ticket
 from service.tiers.l1 import L1
 from service.touched import Touched
-from service.trace import last_seen, trace
+from service.trace import ABSENT, last_seen, trace
 
 log = structlog.get_logger(__name__)
 
-Answer = Decision | WeirError
 STOPS = ("score", "decide", "journal")  # timed for each batch
 LOG_INTERVAL_S = 10.0  # between two records of appends that failed
+ASIDE_ROWS = 256  # from here on a batch is scored on the core's thread: handing it over costs about 40 µs
 
 
 class Pipeline:
@@ -61,31 +54,39 @@ class Pipeline:
 
     def __init__(
         self, plan: Plan, l1: L1, fetcher: Fetcher, scorer: Scorer, model_name: str, policy: Policy, lists: Lists,
-        decisions: Decisions, journal: Journal, touched: Touched, clock: Clock, events_max: int, batch_max: int,
+        decisions: Decisions, journal: Journal, touched: Touched, clock: Clock, codec: RowCodec,
+        events_max: int, batch_max: int,
     ) -> None:  # fmt: skip
         self.plan = plan
         self.scorer = scorer
         self.model_name = model_name
         self.policy = policy
         self.is_open = False
-        self.n_batches = self.n_rows = self.n_waves = self.n_failed_batches = self.n_replayed = 0
+        self.n_batches = self.n_rows = self.n_waves = self.n_failed_batches = 0
         self.batch_rows, self.batch_waves = Histogram(ROWS_BOUNDS), Histogram(WAVES_BOUNDS)
         self.batch_seconds = {stop: Histogram(LATENCY_BOUNDS) for stop in STOPS}
         self.outcomes: dict[str, int] = {"approve": 0, "review": 0, "decline": 0}
+        self.touched = touched
+        self.batch_max = batch_max
         self._l1 = l1
         self._fetcher = fetcher
         self._lists = lists
         self._decisions = decisions
         self._journal = journal
-        self.touched = touched
         self._clock = clock
+        self._codec = codec
         self._events_max = events_max
-        self._batch_max = batch_max
         self._arena = Arena(plan, l1.slabs, batch_max)
-        self._entities_of = entities_getter(plan.kinds)
-        self._in_flight: dict[str, Row] = {}
-        self._waiting_cards: dict[str, Ticket] = {}
+        self._in_flight = InFlight()
+        self._admission = Admission(decisions, self._in_flight, clock)
+        self._lookup = LookUp(plan, l1, fetcher, self._enqueue)
+        self._offered: list[bytes] = []  # bodies of requests that came in this turn, in `_form`
+        self._calls: list[Callable[[Answer], object]] = []
+        self._form = JSON
         self._ready: deque[Ticket] = deque()
+        self._running: Batch | None = None  # on the core's thread
+        self._aside = Aside(self.settle)
+        l1.settle = self.settle
         self._turn_is_due = False
         self._n_unlogged, self._log_at = 0, 0.0
         self._background: set[asyncio.Task[None]] = set()
@@ -93,256 +94,262 @@ class Pipeline:
     @property
     def n_waiting(self) -> int:
         """Transactions that were accepted for scoring and have no answer yet."""
-        return len(self._in_flight)
+        return len(self._in_flight) + len(self._offered)
 
-    def submit(self, tx: Transaction, *, trace: bool = False) -> asyncio.Future[Decision]:
-        """Score one checked transaction and remember it. Raises WeirError at once for what needs no scoring to be refused."""
-        self._admit(1)
-        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-        ticket = Ticket(1, lambda answers: _resolve_one(future, answers[0]))
-        error = self._take(ticket, 0, tx, trace)
-        if error is not None:
-            raise error
-        self._look_up(ticket)
-        return future
+    @property
+    def n_replayed(self) -> int:
+        """Stored decisions that were given again."""
+        return self._admission.n_replayed
 
-    async def submit_many(self, items: Sequence[Transaction | WeirError], *, trace: bool = False) -> list[Answer]:
-        """Score `items` in order; errors stay in their places. More than a batch goes in steps, one after the other."""
-        answers: list[Answer] = []
-        for start in range(0, len(items), self._batch_max):
-            part = items[start : start + self._batch_max]
-            self._admit(len(part))
-            future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
-            ticket = Ticket(len(part), functools.partial(_resolve_many, future))
-            for index, item in enumerate(part):
-                error = item if isinstance(item, WeirError) else self._take(ticket, index, item, trace)
-                if error is not None:
-                    ticket.answer(index, error)
-            self._look_up(ticket)
-            answers += await future
-        return answers
+    def offer(self, body: bytes, form: int, answered: Callable[[Answer], object]) -> None:
+        """A request of one transaction. `answered` gets the JSON reply, for MSGPACK a Decision, or the error.
+
+        Raises WeirError if there is no room.
+        """
+        self._check_room(1)
+        if form != self._form and self._offered:
+            self._take_offered()
+        self._form = form
+        self._offered.append(body)
+        self._calls.append(answered)
+        self._call_turn()
+
+    def submit(
+        self, bodies: Sequence[bytes], form: int, deliver: Callable[[list[Answer]], object], *,
+        wanted: int = REPLIES, after: Ticket | None = None,
+    ) -> Ticket | None:  # fmt: skip
+        """A request of at most batch_max transactions, scored in their order; `deliver` gets all answers, errors in place.
+
+        They are scored after those of the ticket `after`. Returns what a later part has to come after. Raises WeirError if
+        there is no room.
+        """
+        assert 0 < len(bodies) <= self.batch_max
+        self._check_room(len(bodies))
+        rows, refused = self._codec.decode(bodies, form)
+        request = Request(len(bodies), deliver)
+        places: Sequence[int] = range(len(bodies))
+        if refused:
+            request.put(refused.keys(), list(refused.values()))
+            places = [place for place in places if place not in refused]
+        rows, sink = self._admission.admit(rows, RequestSink(request, places), wanted)
+        if not len(rows):
+            return after
+        ticket = self._lookup.look_up(rows, sink, wanted, alone=False, after=after)
+        if ticket is not None and ticket.is_enqueued:
+            self._enqueue(ticket)
+        return ticket
 
     async def drain(self, deadline_s: float) -> None:
         """Wait until everything that was submitted is answered, at most `deadline_s`."""
         stop_at = time.monotonic() + deadline_s
-        while (self._in_flight or self._background) and time.monotonic() < stop_at:  # noqa: ASYNC110  # once, at the stop
+        while (self.n_waiting or self._background) and time.monotonic() < stop_at:  # noqa: ASYNC110  # once, at the stop
             await asyncio.sleep(0.005)
-        if self._in_flight:
-            log.error("transactions were left without an answer", rows=len(self._in_flight))
+        if self.n_waiting:
+            log.error("transactions were left without an answer", rows=self.n_waiting)
 
     def check_open(self) -> None:
         """Raise NotReady before the start is done and once the stop has begun."""
         if not self.is_open:
             raise NotReady("the service is starting or stopping; try again")
 
-    def _admit(self, n_rows: int) -> None:
+    def settle(self) -> None:
+        """End the batch that is on the core's thread, if there is one: wait for its scores, then do all that follows."""
+        batch, self._running = self._running, None
+        if batch is None:
+            return
+        self._call_turn()
+        try:
+            self._aside.wait()
+        except Exception as error:  # whatever a scorer raises, the batch must leave no trace
+            self._fail_scoring(batch, error)
+        else:
+            self._conclude(batch)
+
+    def _check_room(self, n_rows: int) -> None:
         self.check_open()
-        if len(self._in_flight) + n_rows > self._events_max:
-            raise Overloaded(f"the queue holds {len(self._in_flight)} of queue.events_max = {self._events_max} transactions")
+        if self.n_waiting + n_rows > self._events_max:
+            raise Overloaded(f"the queue holds {self.n_waiting} of queue.events_max = {self._events_max} transactions")
         fullness = self._fetcher.fullness
         if fullness:
             raise Overloaded(fullness)
 
-    def _take(self, ticket: Ticket, index: int, tx: Transaction, trace: bool) -> WeirError | None:
-        """Give the transaction its row, or answer it from an earlier one with the same event_id and body."""
-        body = encode_body(tx)
-        twin = self._in_flight.get(tx.event_id)
-        if twin is not None:
-            if twin.body != body:
-                return _conflict(tx)
-            twin.twins += ((ticket, index),)
-            return None
-        try:
-            stored = self._decisions.find_recent(tx.event_id)
-        except TierUnavailable as error:  # raised from here, it would leave the rows before it without an answer
-            return error
-        if stored is not None:
-            if stored.body != body and not is_same_event(stored.body, tx):
-                return _conflict(tx)
-            ticket.answer(index, stored.decision(tx.event_id))
-            self.n_replayed += 1
-            return None
-        try:
-            self._clock.check(tx.ts)
-            columns = encode(tx, self.plan.currencies)
-        except InvalidTransaction as error:
-            return InvalidEvent(str(error), error.field)
-        except InvalidEvent as error:
-            return error
-        row = Row(ticket, index, tx, self._entities_of(tx), body, columns, trace)
-        self._in_flight[tx.event_id] = row
-        ticket.rows.append(row)
-        return None
-
-    def _look_up(self, ticket: Ticket) -> None:
-        """Pin every profile of the ticket; those that L1 lacks arrive later. Then wait behind earlier tickets of a card."""
-        start = time.perf_counter()
-        find, partial = self._l1.find, self._fetcher.partial
-        for row in ticket.rows:
-            for kind, entity in enumerate(row.entities):
-                if entity is None:
-                    slot, source = -1, ABSENT
-                else:
-                    slot, source = find(kind, entity), L1_HIT
-                    if slot < 0:
-                        slot, source = self._fetcher.find_below(kind, entity, row.found)
-                        if slot < 0:
-                            ticket.n_missing += 1
-                            ticket.when_complete = self._arrived
-                    if partial:
-                        row.degrade(partial.get((kind, entity), ()))
-                row.slots.append(slot)
-                row.sources.append(source)
-            if self._waiting_cards:
-                ticket.wait_behind(self._waiting_cards.get(row.tx.card_id))
-        ticket.lookup_seconds = time.perf_counter() - start
-        if ticket.n_missing or ticket.n_ahead:
-            for row in ticket.rows:
-                self._waiting_cards[row.tx.card_id] = ticket
-        elif ticket.rows:
-            self._enqueue(ticket)
-
-    def _arrived(self, row: Row, miss: Miss) -> None:
-        """A profile that `row` waited for has its slot now."""
-        row.slots[miss.kind] = self._l1.pin(miss.kind, miss.entity)
-        row.sources[miss.kind] = miss.source
-        row.degrade(miss.degraded)
-        row.ticket.n_missing -= 1
-        self._release(row.ticket)
-
-    def _release(self, ticket: Ticket) -> None:
-        """Enqueue a ticket that has everything, and then those that waited only for it."""
-        released = [ticket] if not (ticket.n_missing or ticket.n_ahead) else []
-        while released:
-            ticket = released.pop(0)
-            for row in ticket.rows:
-                if self._waiting_cards.get(row.tx.card_id) is ticket:
-                    del self._waiting_cards[row.tx.card_id]
-            self._enqueue(ticket)
-            for follower in ticket.followers:
-                follower.n_ahead -= 1
-                # Only the last of those ahead releases it: once more, and it would be scored twice.
-                if not (follower.n_ahead or follower.n_missing):
-                    released.append(follower)
-            ticket.followers.clear()
-
-    def _enqueue(self, ticket: Ticket) -> None:
-        self._ready.append(ticket)
+    def _call_turn(self) -> None:
         if not self._turn_is_due:
             self._turn_is_due = True
             asyncio.get_running_loop().call_soon(self._turn)
 
+    def _enqueue(self, ticket: Ticket) -> None:
+        """It can be scored; until then nobody may take its slots."""
+        self._pin(ticket)
+        self._ready.append(ticket)
+        self._call_turn()
+
+    def _pin(self, ticket: Ticket) -> None:
+        if not ticket.is_pinned:
+            self._l1.pin_rows(ticket.slots)
+            ticket.is_pinned = True
+
     def _turn(self) -> None:
-        """Score what is ready, at most one batch; what is left has the next turn, after the loop has served everybody else."""
-        rows: list[Row] = []
-        while self._ready and (not rows or len(rows) + len(self._ready[0].rows) <= self._batch_max):
-            rows += self._ready.popleft().rows
-        self._turn_is_due = bool(self._ready)
-        if self._turn_is_due:
-            asyncio.get_running_loop().call_soon(self._turn)
-        if rows:
-            self._score(rows)
+        """Take what was offered, score what is ready, at most one batch; the rest has the next turn, after everybody else's."""
+        self._turn_is_due = False
+        self._take_offered()
+        if self._running is not None:  # its end calls the next turn
+            return
+        tickets: list[Ticket] = []
+        n_rows = 0
+        while self._ready and (not tickets or n_rows + len(self._ready[0].rows) <= self.batch_max):
+            tickets.append(self._ready.popleft())
+            n_rows += len(tickets[-1].rows)
+        if self._ready:
+            self._call_turn()
+        if tickets:
+            self._score(tickets)
 
-    def _score(self, rows: list[Row]) -> None:
+    def _take_offered(self) -> None:
+        """Requests of one transaction become tickets; the last ones that nothing holds up are scored at once."""
+        while self._offered:
+            bodies, self._offered = self._offered[: self.batch_max], self._offered[self.batch_max :]
+            sink: Sink = EachSink(self._calls[: self.batch_max])
+            self._calls = self._calls[self.batch_max :]
+            rows, refused = self._codec.decode(bodies, self._form)
+            if refused:
+                for place, error in refused.items():
+                    sink.answer(place, error)
+                sink = sink.only([place for place in range(len(bodies)) if place not in refused])
+            wanted = REPLIES if self._form == JSON else DECISIONS
+            rows, sink = self._admission.admit(rows, sink, wanted)
+            if not len(rows):
+                continue
+            ticket = self._lookup.look_up(rows, sink, wanted, alone=True)
+            if ticket is None:
+                continue
+            if self._ready or self._running is not None or self._offered:
+                self._enqueue(ticket)
+            else:
+                self._score([ticket])
+
+    def _score(self, tickets: Sequence[Ticket]) -> None:
         """One micro-batch, all or nothing."""
-        first_lsn = self._journal.next_lsn
-        arena, n_rows = self._arena, len(rows)
-        for number, row in enumerate(rows):
-            arena.put(number, first_lsn + number, row.slots, row.columns)
-            if row.trace:
-                row.seen = last_seen(self._l1.slabs, row.slots)
-        images = Images(self._l1.slabs, arena.slots[:n_rows])
-        times = [time.perf_counter()]
+        batch = Batch(tickets, self._arena, self._journal.next_lsn, self.scorer)
+        for ticket in tickets:
+            if ticket.wanted == TRACES:
+                ticket.seen = [last_seen(self._l1.slabs, slots) for slots in ticket.slots.tolist()]
         try:
-            waves = self.scorer.score(arena, n_rows)
-            risks = arena.risk[:n_rows].tolist()
-            if not all(map(math.isfinite, risks)):
-                raise FloatingPointError("the model gave a risk score that is no number")
-            times.append(time.perf_counter())
-            stored = self._decide(rows, risks, first_lsn)
-            times.append(time.perf_counter())
+            if batch.n_rows >= ASIDE_ROWS and hasattr(batch.scorer, "submit"):
+                for ticket in tickets:
+                    self._pin(ticket)
+                loop = asyncio.get_running_loop()
+                self._aside.start(cast("AsideScorer", batch.scorer), self._arena, batch.n_rows, loop.add_reader)
+                self._running = batch
+                return
+            batch.waves = batch.scorer.score(self._arena, batch.n_rows)
         except Exception as error:  # whatever a scorer raises, the batch must leave no trace
-            self._journal.burn(n_rows)
-            log.exception("scoring failed", rows=n_rows)
-            self._fail(rows, images, ScoringFailed(f"{type(error).__name__} while scoring; nothing was changed"))
-            return
-        try:
-            self._journal.append([(TX, row.body, encode_outcome(record)) for row, record in zip(rows, stored, strict=True)])
-        except Exception as error:  # nor must what stands in no list of errors
-            if self._journal.next_lsn == first_lsn:
-                self._journal.burn(len(rows))
-            self._log_failed_append(error)
-            self._fail(rows, images, JournalUnavailable(f"{error}; nothing was changed"))
-            return
-        times.append(time.perf_counter())
-        for stop, (before, after) in zip(STOPS, pairwise(times), strict=True):
-            self.batch_seconds[stop].observe(after - before)
-        for number, row in enumerate(rows):
-            if row.trace:
-                row.vector = arena.vectors[number].tolist()
-        self._commit(rows, stored, waves)
-        if self._journal.is_synced_before_reply:
-            self._in_background(self._reply_when_durable(rows, stored, times))
+            self._fail_scoring(batch, error)
         else:
-            self._reply(rows, stored, times)
+            self._conclude(batch)
 
-    def _decide(self, rows: list[Row], risks: list[float], first_lsn: int) -> list[StoredDecision]:
-        now_ms = self._clock.now_ms()
-        model, scorer = self.model_name, self.scorer.name
-        stored = []
-        for number, (row, risk) in enumerate(zip(rows, risks, strict=True)):
-            unknown = bool(row.degraded)
-            outcome, reasons = decide(row.tx, row.columns[1], risk, unknown, self.policy, self._lists, now_ms)
-            stored.append(StoredDecision(first_lsn + number, row.body, risk, outcome, model, scorer, row.degraded, reasons))
-        return stored
+    def _conclude(self, batch: Batch) -> None:
+        """Decide, journal, commit, reply. Nothing is awaited, and nothing counts until the journal has it."""
+        batch.times.append(time.perf_counter())
+        if any(ticket.wanted == TRACES for ticket in batch.tickets):
+            batch.vectors = self._arena.vectors[: batch.n_rows].copy()
+        try:
+            risks, rows, lists = batch.risks, batch.rows, self._lists
+            classes, conclusions = decide_rows(rows, risks, batch.degraded, self.policy, lists, self._clock.now_ms())
+            encoded = self._codec.encode(rows, batch.first_lsn, risks, classes, conclusions, self.model_name, batch.scorer.name)
+        except Exception as error:
+            self._fail_scoring(batch, error)
+            return
+        batch.times.append(time.perf_counter())
+        try:
+            self._journal.append_encoded(encoded.entries, batch.n_rows)
+        except Exception as error:  # nor must what stands in no list of errors
+            if self._journal.next_lsn == batch.first_lsn:
+                self._journal.burn(batch.n_rows)
+            self._log_failed_append(error)
+            self._fail(batch, JournalUnavailable(f"{error}; nothing was changed"))
+            return
+        batch.times.append(time.perf_counter())
+        for place, n_rows in enumerate(np.bincount(classes).tolist()):
+            self.outcomes[conclusions[place].outcome] += n_rows
+        self._commit(batch, encoded)
+        if self._journal.is_synced_before_reply:
+            self._in_background(self._reply_when_durable(batch, encoded))
+        else:
+            self._reply(batch, encoded)
 
-    def _commit(self, rows: list[Row], stored: list[StoredDecision], waves: int) -> None:
+    def _commit(self, batch: Batch, encoded: Encoded) -> None:
         """The batch is in the journal: what was prepared counts now."""
-        self._decisions.add_many([row.tx.event_id for row in rows], stored)
-        for row, record in zip(rows, stored, strict=True):
-            self.outcomes[record.outcome] += 1
-            self.touched.mark_all(row.entities, record.lsn)
-        self._clock.note(max(row.tx.ts for row in rows))
-        self._unpin(rows)
+        rows, lsns = batch.rows, range(batch.first_lsn, batch.last_lsn + 1)
+        self._decisions.add_batch(rows.event_ids, encoded.stored, batch.first_lsn, batch.last_lsn)
+        for kind, entities in enumerate(rows.entities):
+            self.touched.mark_many(kind, entities, lsns)
+        self._clock.note(int(rows.columns[:, TS].max()))
+        self._unpin(batch)
         self.n_batches += 1
-        self.n_rows += len(rows)
-        self.n_waves += waves
-        self.batch_rows.observe(len(rows))
-        self.batch_waves.observe(waves)
+        self.n_rows += batch.n_rows
+        self.n_waves += batch.waves
+        self.batch_rows.observe(batch.n_rows)
+        self.batch_waves.observe(batch.waves)
+        for stop, (before, after) in zip(STOPS, pairwise(batch.times), strict=True):
+            self.batch_seconds[stop].observe(after - before)
 
-    def _reply(self, rows: list[Row], stored: list[StoredDecision], times: list[float]) -> None:
-        for row, record in zip(rows, stored, strict=True):
-            event_id = row.tx.event_id
-            del self._in_flight[event_id]
-            answer = Decision(
-                event_id, record.score, record.outcome, record.model, record.scorer, record.lsn, False,
-                record.degraded, record.reasons,
-                self._trace(row, times) if row.trace else None,
-            )  # fmt: skip
-            row.ticket.answer(row.index, answer)
-            for ticket, index in row.twins:
-                ticket.answer(index, record.decision(event_id))
+    def _reply(self, batch: Batch, encoded: Encoded) -> None:
+        event_ids, stored = batch.rows.event_ids, encoded.stored
 
-    def _trace(self, row: Row, times: list[float]) -> dict[str, Any]:
-        us = {"lookup": row.ticket.lookup_seconds * 1e6}
-        us |= {stop: (after - before) * 1e6 for stop, (before, after) in zip(STOPS, pairwise(times), strict=True)}
-        return trace(self.plan, row.sources, row.seen, self._clock.now_ms(), row.vector, us)
+        def answer_twin(place: int, twin: Twin) -> None:
+            twin.sink.answer(twin.number, answer_again(event_ids[place], decode_stored(stored[place]), twin.wanted))
 
-    async def _reply_when_durable(self, rows: list[Row], stored: list[StoredDecision], times: list[float]) -> None:
+        self._in_flight.leave(event_ids, answer_twin)
+        at = 0
+        for ticket in batch.tickets:
+            end = at + len(ticket.rows)
+            if ticket.wanted == REPLIES:
+                ticket.sink.answer_all(encoded.replies[at:end])
+            else:
+                ticket.sink.answer_all(self._decisions_of(batch, ticket, at, stored[at:end]))
+            at = end
+
+    def _decisions_of(self, batch: Batch, ticket: Ticket, at: int, records: Sequence[bytes]) -> list[Answer]:
+        """The answers of a ticket, whose rows begin at `at`, as Decisions, with traces if those are wanted."""
+        answers: list[Answer] = []
+        for row, record in enumerate(records):
+            decision = decode_stored(record).decision(ticket.rows.event_ids[row])
+            decision.replayed = False
+            if ticket.wanted == TRACES:
+                decision.trace = self._trace(batch, ticket, row, at + row)
+            answers.append(decision)
+        return answers
+
+    def _trace(self, batch: Batch, ticket: Ticket, row: int, place: int) -> dict[str, Any]:
+        us = {"lookup": ticket.lookup_seconds * 1e6}
+        us |= {stop: (after - before) * 1e6 for stop, (before, after) in zip(STOPS, pairwise(batch.times), strict=True)}
+        slots = ticket.slots[row].tolist()
+        sources = [ticket.sources.get((row, kind), L1_HIT) if slot >= 0 else ABSENT for kind, slot in enumerate(slots)]
+        assert batch.vectors is not None
+        vector = batch.vectors[place].tolist()
+        return trace(self.plan, sources, ticket.seen[row], self._clock.now_ms(), vector, us)
+
+    async def _reply_when_durable(self, batch: Batch, encoded: Encoded) -> None:
         """journal.sync = group: the reply waits for the fsync that everybody shares."""
         try:
-            await self._journal.sync_to(stored[-1].lsn)
+            await self._journal.sync_to(batch.last_lsn)
         except (JournalError, OSError) as error:
             log.critical("journal sync failed", problem=str(error))
-            self._answer_all(rows, JournalUnavailable(f"{error}; accepted, but not known to be durable"))
+            self._answer_all(batch, JournalUnavailable(f"{error}; accepted, but not known to be durable"))
             return
-        self._reply(rows, stored, times)
+        self._reply(batch, encoded)
 
-    def _fail(self, rows: list[Row], images: Images, error: WeirError) -> None:
-        images.restore()
+    def _fail_scoring(self, batch: Batch, error: Exception) -> None:
+        self._journal.burn(batch.n_rows)
+        log.error("scoring failed", rows=batch.n_rows, exc_info=error)
+        self._fail(batch, ScoringFailed(f"{type(error).__name__} while scoring; nothing was changed"))
+
+    def _fail(self, batch: Batch, error: WeirError) -> None:
+        batch.images.restore()
         self.n_failed_batches += 1
-        self._unpin(rows)
-        self._answer_all(rows, error)
+        self._unpin(batch)
+        self._answer_all(batch, error)
 
     def _log_failed_append(self, error: Exception) -> None:
         """Not each: a full disk fails thousands of batches a second, and the log may be on it."""
@@ -351,36 +358,18 @@ class Pipeline:
             log.error("journal append failed", batches=self._n_unlogged, problem=str(error))
             self._n_unlogged, self._log_at = 0, time.monotonic() + LOG_INTERVAL_S
 
-    def _answer_all(self, rows: list[Row], error: WeirError) -> None:
-        for row in rows:
-            del self._in_flight[row.tx.event_id]
-            row.ticket.answer(row.index, error)
-            for ticket, index in row.twins:
-                ticket.answer(index, error)
+    def _answer_all(self, batch: Batch, error: WeirError) -> None:
+        self._in_flight.leave(batch.rows.event_ids, lambda _, twin: twin.sink.answer(twin.number, error))
+        for ticket in batch.tickets:
+            ticket.sink.answer_all([error] * len(ticket.rows))
 
-    def _unpin(self, rows: list[Row]) -> None:
-        self._l1.unpin_all(row.slots for row in rows)
+    def _unpin(self, batch: Batch) -> None:
+        for ticket in batch.tickets:
+            if ticket.is_pinned:
+                self._l1.unpin_rows(ticket.slots)
         self._l1.trim()
 
-    def _in_background(self, work: "asyncio._CoroutineLike[None]") -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _resolve_one(future: asyncio.Future[Decision], answer: Answer) -> None:
-    if future.done():  # the client hung up; what was journaled stays journaled
-        return
-    if isinstance(answer, WeirError):
-        future.set_exception(answer)
-    else:
-        future.set_result(answer)
-
-
-def _resolve_many(future: asyncio.Future[list[Answer]], answers: list[Answer]) -> None:
-    if not future.done():
-        future.set_result(answers)
-
-
-def _conflict(tx: Transaction) -> Conflict:
-    return Conflict("event_id: it was accepted before with another body; an event_id names one transaction", "event_id")

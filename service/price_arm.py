@@ -16,14 +16,15 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import structlog
 
-from service import app, pipeline
+from gocore.locate import missing_core
+from service import app
 from service.decisions import Decisions, StoredDecision
 from service.engine import Engine
 from service.errors import StartError
@@ -33,6 +34,8 @@ from service.journal_sync import Syncer
 from service.ledger_feed import LedgerFeed
 from service.logs import configure_logs
 from service.metrics import Metrics
+from service.row_codec import ReferenceCodec
+from service.row_codec_go import GoCodec
 from service.settings import Settings, load_settings
 from service.tiers.l2 import RocksStore
 
@@ -46,9 +49,9 @@ CALIBRATION_CALLS = 20_000
 class NoJournal(Journal):
     """Numbers entries and forgets them. What waits for the disk (write-behind, flushes of L2) goes on at once."""
 
-    def append(self, entries: Sequence[tuple[int, bytes, bytes]]) -> int:
+    def append_encoded(self, entries: bytes, n_entries: int) -> int:
         first_lsn = self._next_lsn
-        self._next_lsn = first_lsn + len(entries)
+        self._next_lsn = first_lsn + n_entries
         self._last_lsn = self._syncer.durable_lsn = self._next_lsn - 1
         return first_lsn
 
@@ -59,14 +62,14 @@ class NoJournal(Journal):
 class NoIndex(Decisions):
     """Every event is new, no decision is kept: nothing is looked up, and the keeper has nothing to write."""
 
-    def find_recent(self, event_id: str) -> StoredDecision | None:
-        return None
+    def suspects(self, event_ids: Sequence[str]) -> list[int]:
+        return []
 
-    def add(self, event_id: str, decision: StoredDecision) -> None:
-        """Forget it."""
-
-    def add_many(self, event_ids: Sequence[str], decisions: Sequence[StoredDecision]) -> None:
+    def add_batch(self, event_ids: Sequence[str], records: Iterable[bytes], first_lsn: int, last_lsn: int) -> None:
         """Forget them."""
+
+    def change(self, event_id: str, stored: StoredDecision) -> None:
+        """Forget it."""
 
 
 class NoLedgerFeed(LedgerFeed):
@@ -128,11 +131,8 @@ def take_out(parts: Sequence[str]) -> None:
     """Replace what belongs to `parts` before the service is built."""
     if "journal" in parts:
         _replace(app, "Journal", NoJournal)
-        _replace(pipeline, "encode_outcome", lambda stored: b"")
     if "index" in parts:
         _replace(app, "Decisions", NoIndex)
-    if "journal" in parts and "index" in parts:  # either of them needs the body
-        _replace(pipeline, "encode_body", lambda tx: b"")
     if "ledger" in parts:
         _replace(app, "LedgerFeed", NoLedgerFeed)
 
@@ -144,14 +144,13 @@ def time_parts(settings: Settings) -> None:
     def time_method(owner: type, name: str, part: str) -> None:
         _replace(owner, name, watch.timed(part, getattr(owner, name)))
 
-    for name, part in (("encode_body", "body"), ("encode_outcome", "outcome")):
-        _replace(pipeline, name, watch.timed(part, getattr(pipeline, name)))
-    time_method(Journal, "append", "append")
+    time_method(GoCodec if missing_core() is None else ReferenceCodec, "encode", "encode")
+    time_method(Journal, "append_encoded", "append")
     time_method(Syncer, "begin", "fsync, on the loop")
     time_method(Syncer, "_end", "fsync, on the loop")
     time_method(Syncer, "_sync_files", "fsync, its thread")
-    time_method(Decisions, "find_recent", "look-up")
-    time_method(Decisions, "add_many", "remember")  # a change of a label calls `add`, but nobody labels here
+    time_method(Decisions, "suspects", "look-up")
+    time_method(Decisions, "add_batch", "remember")
     time_method(Decisions, "take", "keeper: take")
     time_method(Decisions, "taken", "keeper: take")
     write = RocksStore.try_write

@@ -20,7 +20,7 @@ from features.transaction import is_blank
 from models.arena import Arena, Int64s
 from models.scorer import Scorer
 from service.applied import Applied
-from service.decisions import decode_body, decode_stored
+from service.decisions import decode_body
 from service.engine import Engine
 from service.errors import TierUnavailable
 from service.journal import ERASURE, LABEL, LIST, TX, Entry
@@ -170,8 +170,9 @@ class Recovery:
             await self._column.put_many(records)
         except TierUnavailable as error:
             log.warning("decisions wait in memory", decisions=len(records), problem=error.detail)
-            for event_id, record in records.items():
-                self._engine.decisions.add(event_id.decode(), decode_stored(record))
+            event_ids = [event_id.decode() for event_id in records]
+            first_lsn = int(chunk.arena.lsns[0])
+            self._engine.decisions.add_batch(event_ids, records.values(), first_lsn, chunk.last_lsn)
 
     def _mark(self, chunk: Chunk, first: int, end: int) -> None:
         """The entities that come first in the rows from `first` to `end` were changed by those."""
@@ -227,7 +228,7 @@ class Recovery:
                 label_one(self._l1.slabs[kind.number], slot, tx.ts, record.delta, entry.lsn)
                 if self._l1.slabs[kind.number].words[slot, 0]:
                     self._touched.mark(kind.number, entity, entry.lsn)
-        self._l1.unpin_all(slots.tolist())
+        self._l1.unpin_rows(slots)
 
     async def _make_room(self) -> None:
         """Wait for write-behind where more waits in RAM than it should, as long as that helps."""

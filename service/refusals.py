@@ -44,6 +44,19 @@ def refusal(error: Exception, body: bytes) -> WeirError:
     return InvalidEvent(f"{field} is {_shown_value(body, path)}: {limit}", field)
 
 
+def packed_refusal(error: Exception, body: bytes) -> WeirError:
+    """`refusal` for a body in MessagePack: the same words where the same is wrong."""
+    try:
+        as_json = msgspec.json.encode(msgspec.msgpack.decode(body))
+    except (*DECODE_ERRORS, ValueError, TypeError):  # the latter two: what has no JSON, such as a key that is a map
+        as_json = b"null"
+    if isinstance(error, msgspec.ValidationError):
+        return refusal(error, as_json)
+    if not body:
+        return MalformedBody("the body is empty", "body")
+    return MalformedBody(f"body: this is no MessagePack: {error}", "body")
+
+
 def _broken(error: Exception, body: bytes) -> MalformedBody:
     """For bytes that are no JSON: the field is found with a parser that forgives, if the body is not large."""
     if isinstance(error, UnicodeDecodeError):

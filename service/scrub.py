@@ -57,9 +57,9 @@ class Scrubber:
         return None
 
 
-def is_same_event(stored_body: bytes, tx: Transaction) -> bool:
-    """Whether `tx` is the transaction whose body was stored, as far as what was erased of it since lets one tell."""
-    stored = decode_body(stored_body)
+def is_same_event(stored_body: bytes, body: bytes) -> bool:
+    """Whether `body` is of the transaction whose body was stored, as far as what was erased of it since lets one tell."""
+    stored, tx = decode_body(stored_body), decode_body(body)
     erased = {field: value for field in Transaction.__struct_fields__ if is_erased(value := getattr(stored, field))}
     if not erased or any((value := getattr(tx, f)) is None or blank(value) != erased[f] for f in erased):
         return False

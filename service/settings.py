@@ -40,6 +40,10 @@ class ServerSettings(Section, frozen=True):
     batch_body_bytes_max: Annotated[int, Meta(ge=1024, le=256 * MIB)] = 8 * MIB  # bytes
     batch_rows_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000  # transactions in one batch request
     request_deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 5_000  # ms; 0: none
+    fast_lane: bool = True  # POST /v1/score by a protocol of our own in front of aiohttp; false: everything by aiohttp
+    tls_cert: Path | None = None  # PEM file, chain included; with tls_key: TCP speaks TLS 1.2 or newer, and no plain HTTP
+    tls_key: Path | None = None  # PEM file, not encrypted
+    unix_socket: Path | None = None  # plain HTTP on a UNIX socket (mode 0660) beside TCP
 
 
 class TimeSettings(Section, frozen=True):
@@ -136,6 +140,17 @@ class IdempotencySettings(Section, frozen=True):
     window_hours: Annotated[int, Meta(ge=1, le=87_600)] = 48  # hours of acceptance time
 
 
+class InferenceSettings(Section, frozen=True):
+    """Models beside the scorer, under /v2 (docs/inference.md)."""
+
+    models_dir: Path | None = None  # NAME.onnx or NAME/VERSION/model.onnx; None: the scorer's model alone
+    body_bytes_max: Annotated[int, Meta(ge=1024, le=1024 * MIB)] = 64 * MIB  # bytes of one request, decompressed
+    json_bytes_max: Annotated[int, Meta(ge=1024, le=64 * MIB)] = 4 * MIB  # bytes of its JSON; scoring waits 2 ms a MiB
+    queue_max: Annotated[int, Meta(ge=1, le=4096)] = 16  # requests of one model, waiting or running; beyond it 429
+    queue_bytes_max: Annotated[int, Meta(ge=1024, le=1 << 40)] = 256 * MIB  # bytes of all requests that wait or run
+    deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 10_000  # ms for the body to arrive, and again for the reply
+
+
 class Settings(Section, frozen=True):
     """The whole. Names of tables are names of stops."""
 
@@ -156,6 +171,7 @@ class Settings(Section, frozen=True):
     queue: QueueSettings = QueueSettings()
     decide: DecideSettings = DecideSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
+    inference: InferenceSettings = InferenceSettings()
 
 
 def load_settings(config: Path | None = None, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Settings:
@@ -270,11 +286,21 @@ def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
         origin = origins.get("queue.batch_max", origins.get("queue.events_max", "settings"))
         limit = f"expected at most queue.events_max, {settings.queue.events_max}"
         raise SettingsError(f"{origin}: queue.batch_max is {settings.queue.batch_max}: {limit}", "queue.batch_max")
+    given, missing = ("tls_cert", "tls_key") if settings.server.tls_key is None else ("tls_key", "tls_cert")
+    if getattr(settings.server, given) is not None and getattr(settings.server, missing) is None:
+        origin = origins.get(f"server.{given}", "settings")
+        raise SettingsError(f"{origin}: server.{given} is set without server.{missing}: give both or none", f"server.{missing}")
     journal = settings.journal
     if 0 < journal.bytes_max < SEGMENTS_MIN * journal.segment_bytes:  # whole segments are trimmed, the newest never
         origin = origins.get("journal.bytes_max", origins.get("journal.segment_bytes", "settings"))
         limit = f"expected 0 or at least {SEGMENTS_MIN} times journal.segment_bytes, {SEGMENTS_MIN * journal.segment_bytes}"
         raise SettingsError(f"{origin}: journal.bytes_max is {journal.bytes_max}: {limit}", "journal.bytes_max")
+    inference = settings.inference
+    if inference.queue_bytes_max < inference.body_bytes_max:
+        origin = origins.get("inference.queue_bytes_max", origins.get("inference.body_bytes_max", "settings"))
+        limit = f"expected at least inference.body_bytes_max, {inference.body_bytes_max}"
+        key = "inference.queue_bytes_max"
+        raise SettingsError(f"{origin}: {key} is {inference.queue_bytes_max}: {limit}", key)
 
 
 def _unknown(key: str) -> str:

@@ -1,103 +1,157 @@
-"""A ticket: the transactions of one request on their way, and a row for each of them."""
+"""A ticket: rows that are looked up, scored and answered together, on their way through the pipeline.
+
+The rows of one request are one ticket, because they keep their order. Requests of one row each that came in the same turn of
+the loop share one too, as far as nothing holds them up; who has to wait for a profile, or behind an earlier ticket with the
+same card, goes on in a ticket of its own.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
+from typing import Protocol
 
-from features.plan import KindPlan
-from features.transaction import Transaction
+import numpy as np
+import numpy.typing as npt
+
 from service.decide import Decision
 from service.errors import WeirError
 from service.fetch import Miss
+from service.rows import Rows
 
-Answer = Decision | WeirError
-Entities = tuple[str | None, ...]  # the id of each kind's entity, None where the transaction has none
-
-ABSENT = "absent"  # the source of a profile that the transaction does not refer to
-
-
-def entities_getter(kinds: Sequence[KindPlan]) -> Callable[[Transaction], Entities]:
-    """A function that takes the entity ids out of a transaction, in the order of the kinds."""
-    if len(kinds) == 1:  # attrgetter gives a bare value for one name
-        field = attrgetter(kinds[0].id_field)
-        return lambda tx: (field(tx),)
-    return attrgetter(*[kind.id_field for kind in kinds])
+Answer = bytes | Decision | WeirError  # bytes: the JSON reply
+REPLIES, DECISIONS, TRACES = range(3)  # what is wanted of a ticket: JSON replies, Decisions, Decisions with traces
 
 
-class Row:
-    """One transaction in flight. Its `entities`, `slots` and `sources` have one item per kind; `twins` share its event_id."""
+class Sink(Protocol):
+    """Where the answers of rows go. A number is a row's place in the request."""
 
-    __slots__ = (
-        "body", "columns", "degraded", "entities", "index", "seen", "slots", "sources", "ticket", "trace", "twins", "tx",
-        "vector",
-    )  # fmt: skip
+    def answer(self, number: int, answer: Answer) -> None:
+        """One answer."""
 
-    def __init__(
-        self,
-        ticket: "Ticket",
-        index: int,
-        tx: Transaction,
-        entities: Entities,
-        body: bytes,
-        columns: tuple[int, ...],
-        trace: bool,
-    ) -> None:
-        self.ticket = ticket
-        self.index = index
-        self.tx = tx
-        self.entities = entities
-        self.body = body
-        self.columns = columns
-        self.trace = trace
-        self.slots: list[int] = []
-        self.seen: list[int] = []  # for the trace: when each profile saw its last event
-        self.vector: list[float] = []  # for the trace: what the model got
-        self.sources: list[str] = []
-        self.degraded: tuple[str, ...] = ()
-        self.twins: tuple[tuple[Ticket, int], ...] = ()
+    def answer_all(self, answers: Sequence[Answer]) -> None:
+        """The answers of all rows, in order."""
 
-    def found(self, miss: Miss) -> None:
-        """A profile that this row waits for has its slot."""
-        self.ticket.when_complete(self, miss)
-
-    def degrade(self, levels: Iterable[str]) -> None:
-        """These levels could not be asked for one of the row's profiles."""
-        for level in levels:
-            if level not in self.degraded:
-                self.degraded += (level,)
+    def only(self, numbers: Sequence[int]) -> "Sink":
+        """A sink for these rows, numbered anew in this order."""
 
 
-def _never(row: Row, miss: Miss) -> None:
-    raise AssertionError("a ticket that misses nothing hears of no arrival")
+class EachSink:
+    """A row is a request: its answer goes to a callable of its own."""
+
+    __slots__ = ("_calls",)
+
+    def __init__(self, calls: Sequence[Callable[[Answer], object]]) -> None:
+        self._calls = calls
+
+    def answer(self, number: int, answer: Answer) -> None:
+        """See Sink."""
+        self._calls[number](answer)
+
+    def answer_all(self, answers: Sequence[Answer]) -> None:
+        """See Sink."""
+        for call, answer in zip(self._calls, answers, strict=True):
+            call(answer)
+
+    def only(self, numbers: Sequence[int]) -> "EachSink":
+        """See Sink."""
+        return EachSink([self._calls[number] for number in numbers])
 
 
-class Ticket:
-    """The rows of one request (or of one step of a long one). `deliver` gets all answers, in order, once they are there."""
+class Request:
+    """Collects the answers to `n_rows` rows; `deliver` gets them all, in order, once they are there."""
 
-    __slots__ = (
-        "_answers", "_deliver", "_n_open", "followers", "lookup_seconds", "n_ahead", "n_missing", "rows", "when_complete",
-    )  # fmt: skip
+    __slots__ = ("_answers", "_deliver", "_n_open")
 
     def __init__(self, n_rows: int, deliver: Callable[[list[Answer]], object]) -> None:
-        self.rows: list[Row] = []
-        self.n_missing = 0
-        self.n_ahead = 0
-        self.followers: list[Ticket] = []
-        self.when_complete: Callable[[Row, Miss], None] = _never
-        self.lookup_seconds = 0.0
         self._answers: list[Answer | None] = [None] * n_rows
         self._n_open = n_rows
         self._deliver = deliver
 
+    def put(self, places: Iterable[int], answers: Sequence[Answer]) -> None:
+        """Answers for these places; the last of them delivers all."""
+        for place, answer in zip(places, answers, strict=True):
+            self._answers[place] = answer
+        self._n_open -= len(answers)
+        if self._n_open == 0:
+            self._deliver([answer for answer in self._answers if answer is not None])
+
+
+class RequestSink:
+    """Rows of one request, at these places of it."""
+
+    __slots__ = ("_places", "_request")
+
+    def __init__(self, request: Request, places: Sequence[int]) -> None:
+        self._request = request
+        self._places = places
+
+    def answer(self, number: int, answer: Answer) -> None:
+        """See Sink."""
+        self._request.put((self._places[number],), (answer,))
+
+    def answer_all(self, answers: Sequence[Answer]) -> None:
+        """See Sink."""
+        self._request.put(self._places, answers)
+
+    def only(self, numbers: Sequence[int]) -> "RequestSink":
+        """See Sink."""
+        return RequestSink(self._request, [self._places[number] for number in numbers])
+
+
+class Wait:
+    """A row that waits for profiles: told of each as it arrives. The ticket is known once the whole request was looked up."""
+
+    __slots__ = ("n_missing", "row", "ticket")
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+        self.n_missing = 0
+        self.ticket: Ticket | None = None
+
+    def arrived(self, miss: Miss) -> None:
+        """A profile that the row waits for has its slot."""
+        assert self.ticket is not None, "profiles arrive in a later turn"
+        self.ticket.arrived(self.ticket, self.row, miss)
+
+
+class Ticket:
+    """Rows with their slots, int64 (rows, kinds), -1 = absent, or not here yet while n_missing is above 0.
+
+    n_ahead: earlier tickets that it waits behind. degraded: by row, the levels that could not be asked. sources: where a
+    profile came from, by row and kind, if it was not in L1. seen: when each profile saw its last event, if traces are wanted.
+    """
+
+    __slots__ = (
+        "arrived", "degraded", "followers", "is_enqueued", "is_pinned", "lookup_seconds", "n_ahead", "n_missing", "rows",
+        "seen", "sink", "slots", "sources", "wanted",
+    )  # fmt: skip
+
+    def __init__(self, rows: Rows, slots: npt.NDArray[np.int64], sink: Sink, wanted: int) -> None:
+        self.rows = rows
+        self.slots = slots
+        self.sink = sink
+        self.wanted = wanted
+        self.n_missing = 0
+        self.n_ahead = 0
+        self.is_enqueued = False
+        self.is_pinned = False
+        self.followers: list[Ticket] = []
+        self.degraded: dict[int, tuple[str, ...]] = {}
+        self.sources: dict[tuple[int, int], str] = {}
+        self.seen: list[list[int]] = []
+        self.lookup_seconds = 0.0
+        self.arrived: Callable[[Ticket, int, Miss], None] = _never
+
     def wait_behind(self, earlier: "Ticket | None") -> None:
-        """Do not start before `earlier`, which shares a card with this one."""
-        if earlier is not None and earlier is not self and self not in earlier.followers:
+        """Do not start before `earlier`, which shares a card or a stream with this one."""
+        if earlier is not None and not earlier.is_enqueued and earlier is not self and self not in earlier.followers:
             earlier.followers.append(self)
             self.n_ahead += 1
 
-    def answer(self, index: int, answer: Answer) -> None:
-        """The answer of one row; the last one delivers them all."""
-        self._answers[index] = answer
-        self._n_open -= 1
-        if self._n_open == 0:
-            self.rows = []  # rows refer to their ticket: without this only the garbage collector would find them
-            self._deliver([a for a in self._answers if a is not None])
+    def degrade(self, row: int, levels: Iterable[str]) -> None:
+        """These levels could not be asked for one of the row's profiles."""
+        known = self.degraded.get(row, ())
+        if new := tuple(level for level in levels if level not in known):
+            self.degraded[row] = known + new
+
+
+def _never(ticket: Ticket, row: int, miss: Miss) -> None:
+    raise AssertionError("a ticket that misses nothing hears of no arrival")

@@ -6,6 +6,8 @@ from typing import Any
 from features.plan import W_LAST_SEEN, Plan
 from features.slab import Slab
 
+ABSENT = "absent"  # the source of a profile that the transaction does not refer to
+
 
 def last_seen(slabs: Sequence[Slab], slots: Sequence[int]) -> list[int]:
     """When each profile (one slot per kind, -1 = absent) saw its last event, in ms; 0 for a new one. Ask before scoring."""

@@ -11,6 +11,7 @@ import (
 	onnx "github.com/yalue/onnxruntime_go"
 
 	"weir/gocore/internal/advance"
+	"weir/gocore/internal/intake"
 	"weir/gocore/internal/ort"
 	"weir/gocore/internal/plan"
 	"weir/gocore/internal/profile"
@@ -23,9 +24,16 @@ const (
 )
 
 var (
-	plans  = handles[plan.Plan]{what: "plan"}
+	plans  = handles[loaded]{what: "plan"}
 	models = handles[ort.Model]{what: "model"}
 )
+
+// loaded is a plan, and what weir_intake needs of it; intakeErr says why a plan cannot take bodies in.
+type loaded struct {
+	*plan.Plan
+	intake    *intake.Intake
+	intakeErr error
+}
 
 //export weir_open_runtime
 func weir_open_runtime(path *C.char) (status C.int32_t) {
@@ -64,7 +72,8 @@ func weir_plan_load(data *C.uint8_t, size C.int64_t, handle *C.uint64_t) (status
 		if err != nil {
 			return err
 		}
-		return give(&plans, p, handle)
+		in, err := intake.New(p)
+		return give(&plans, &loaded{p, in, err}, handle)
 	}())
 }
 

@@ -29,7 +29,7 @@ func weir_replay_open(plan C.uint64_t, ids C.int64_t, handle *C.uint64_t) (statu
 		if ids < 0 || ids > replayIDsMax {
 			return fmt.Errorf("%w: %d ids", errArgument, int64(ids))
 		}
-		splitter, err := replay.New(p, int(ids))
+		splitter, err := replay.New(p.Plan, int(ids))
 		if err != nil {
 			return err
 		}

@@ -100,7 +100,7 @@ func bind(handle uint64, memory *C.weir_arena) (*score.Arena, error) {
 	if err != nil {
 		return nil, err
 	}
-	return score.Bind(p, slabs, n, rows, vectors, risk)
+	return score.Bind(p.Plan, slabs, n, rows, vectors, risk)
 }
 
 // countMax bounds the words or floats of one array.

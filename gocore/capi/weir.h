@@ -10,7 +10,7 @@
 #define WEIR_H
 #include <stdint.h>
 
-#define WEIR_ABI_VERSION 3
+#define WEIR_ABI_VERSION 4
 
 #define WEIR_OK 0
 #define WEIR_PANIC 1
@@ -31,6 +31,11 @@
 #define WEIR_REPLAY_FULL 1
 #define WEIR_REPLAY_BEYOND 2
 #define WEIR_REPLAY_LEFT 3
+
+#define WEIR_JSON 0
+#define WEIR_MSGPACK 1
+#define WEIR_TAKEN 0
+#define WEIR_LEFT 1
 
 /* Profiles of one kind: capacity blocks of stride bytes. late_dropped: a counter per ring of the kind, n_late_dropped of them. */
 typedef struct {
@@ -112,6 +117,70 @@ typedef struct {
     int64_t forgot;
 } weir_replay_job;
 
+/* Bodies of transactions to be decoded and checked.
+ *
+ * In: `rows` bodies in `text`, back to back; ends says where each ends; format WEIR_JSON or WEIR_MSGPACK. rows_max is the room for
+ * rows in ends, status, columns and body_ends.
+ *
+ * Out: status of each row. WEIR_TAKEN: the service's reference takes that body too, with the same result. WEIR_LEFT: this is for
+ * the reference, which may take it or has the words for what is wrong; what does not fit the memory is left too. columns (rows, 11)
+ * as in the plan's format; bodies, the canonical MessagePack, back to back, body_ends where each ends. ids: 1 + kinds lists of
+ * id_bytes bytes each, the event ids and then the ids of each kind; in each list one id of each row, a line feed after it; id_ends
+ * are the bytes used of each. A row that is left has columns of 0, an empty body and empty ids. n_left counts those. */
+typedef struct {
+    uint8_t *text;
+    int64_t text_size;
+    int64_t *ends;
+    int64_t rows;
+    int64_t rows_max;
+    int64_t format;
+    uint8_t *status;
+    int64_t *columns;
+    uint8_t *bodies;
+    int64_t bodies_size;
+    int64_t *body_ends;
+    uint8_t *ids;
+    int64_t id_bytes;
+    int64_t *id_ends;
+    int64_t n_left;
+} weir_intake_job;
+
+/* Decided transactions to be written down and answered.
+ *
+ * In, of each of `rows` rows: risk, finite; its canonical body, body_ends as above; its event id, a line feed after it; the number
+ * of its class. Row i has the LSN first_lsn + i. Each of n_classes classes is three texts of `parts`, part_ends (n_classes, 3) says
+ * where each ends: the outcome's MessagePack after the score, the reply's JSON between score and LSN, and that after the LSN.
+ * rows_max is the room for rows in stored_ends and reply_ends.
+ *
+ * Out: entries as they follow the head of a journal block (docs/journal.md), entries_end bytes; stored, the record of each decision,
+ * and replies, the JSON of each and then the byte `separator`, with the ends of each. After a failure they hold anything. */
+typedef struct {
+    int64_t rows;
+    int64_t rows_max;
+    int64_t first_lsn;
+    float *risk;
+    uint8_t *bodies;
+    int64_t bodies_size;
+    int64_t *body_ends;
+    uint8_t *event_ids;
+    int64_t event_ids_size;
+    uint8_t *classes;
+    int64_t n_classes;
+    uint8_t *parts;
+    int64_t parts_size;
+    int64_t *part_ends;
+    int64_t separator;
+    uint8_t *entries;
+    int64_t entries_size;
+    int64_t entries_end;
+    uint8_t *stored;
+    int64_t stored_size;
+    int64_t *stored_ends;
+    uint8_t *replies;
+    int64_t replies_size;
+    int64_t *reply_ends;
+} weir_encode_job;
+
 int32_t weir_abi_version(void);
 
 /* The message of this thread's last failure, cut to size - 1 bytes and ended by a zero. Returns the bytes of the whole. */
@@ -160,6 +229,12 @@ int32_t weir_replay_close(uint64_t replay);
 /* state gets WEIR_REPLAY_MORE where a block is not all there, or is none; WEIR_REPLAY_FULL where there is no room for the next
  * entry, WEIR_REPLAY_BEYOND where it is above to_lsn, WEIR_REPLAY_LEFT where it cannot be taken here. */
 int32_t weir_replay(uint64_t replay, uint64_t arena, weir_replay_job *job);
+
+/* Bodies to columns; keeps nothing. The first failure in its arguments leaves all of the memory as it is. */
+int32_t weir_intake(uint64_t plan, weir_intake_job *job);
+
+/* The bytes of decided transactions; keeps nothing. WEIR_BAD_ARGUMENT if they do not fit. */
+int32_t weir_encode(weir_encode_job *job);
 
 /* Any model. An output whose n_dimensions is -1 has a shape that only the run can tell: shape has room for 8 dimensions, data
  * for size bytes; n_dimensions, shape and size are filled in. */

@@ -1,29 +1,36 @@
 """The servers that `weir bench http` compares: which there are, what each is started with, why one cannot be here.
 
-The rivals in the house answer the same requests from the same keys, journal and tiers: `weir serve` with each scorer, and
-weir-go, the service in Go alone. Settings reach all of them; what weir-go does not know is named, so that unequal work never
-looks equal. With --sync each of them takes part once per sync mode of the journal, as an arm of its own: "weir go, group".
+Yardsticks: "null" reads nothing, "go json" is net/http that only decodes, "bare aiohttp" the same in Python, "fastapi" the
+usual stack with the same model and no state. The rivals in the house answer the same requests from the same keys, journal and
+tiers: `weir serve` with each scorer, with go also without its fast lane, and weir-go, the service in Go alone. Settings reach
+all of them; what weir-go does not know is named, so that unequal work never looks equal. With --sync each of them takes part
+once per sync mode of the journal, as an arm of its own: "weir go, group".
 """
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-from gocore.locate import SERVER
+from gocore.locate import BENCH_JSON, SERVER
 from loadgen.bench.children import STDERR_TAIL, BenchError, Child, script, start_weir
+from loadgen.bench.stores import missing_stores
 from models.scorers import missing_scorer
 
-NULL, BARE, WEIR_GO = "null", "bare aiohttp", "weir-go"
-SCORERS = {"weir onnx": "onnx", "weir go": "go"}  # arms that are `weir serve --scorer ...`
-ARMS = (NULL, BARE, *SCORERS, WEIR_GO)
+NULL, GO_JSON, BARE, FASTAPI, AIOHTTP, WEIR_GO = "null", "go json", "bare aiohttp", "fastapi", "weir go aiohttp", "weir-go"
+SCORERS = {"weir onnx": "onnx", AIOHTTP: "go", "weir go": "go"}  # arms that are `weir serve --scorer ...`
+ARMS = (NULL, GO_JSON, BARE, FASTAPI, *SCORERS, WEIR_GO)
 WEIR_ARMS = (*SCORERS, WEIR_GO)  # those that score and keep state
 SYNCS = ("group", "interval", "os")  # journal.sync, the strictest first
 SYNC_SETTING = "journal.sync"
+LANE_SETTING = "server.fast_lane"
 FLUSH_SETTING = "l2.flush_interval_ms"
 FLUSH_INTERVAL_MS = 5_000  # its default in the service
 OWN_SETTINGS = ("data_dir", "scorer", "server.port")  # the benchmark gives them
+STORE_SETTINGS = ("embedded", "redis.url", "postgres.url")
 HELP_DEADLINE_S = 10.0
 
 
@@ -71,8 +78,12 @@ def order_of(name: str) -> tuple[int, int]:
 def missing_arm(name: str) -> str | None:
     """Why the arm cannot be measured here, or None if it can. Looks at files only."""
     kind = kind_of(name)
-    if kind == WEIR_GO:
-        return None if SERVER.is_file() else f"{SERVER.name} is not built; make go builds it"
+    for arm, program in ((WEIR_GO, SERVER), (GO_JSON, BENCH_JSON)):
+        if kind == arm:
+            return None if program.is_file() else f"{program.name} is not built; make go builds it"
+    if kind == FASTAPI:
+        lacking = [package for package in ("fastapi", "uvicorn") if find_spec(package) is None]
+        return f"{' and '.join(lacking)} not installed; pip install 'weir[bench]'" if lacking else None
     return missing_scorer(SCORERS[kind]) if kind in SCORERS else None
 
 
@@ -86,7 +97,9 @@ def settings_by_arm(arms: Sequence[str], settings: Sequence[str]) -> tuple[dict[
             raise BenchError(f"--set {setting}: the benchmark sets {', '.join(OWN_SETTINGS)} itself; --arms chooses scorers")
         if _key(setting) == SYNC_SETTING and any(_sync_of(name) for name in arms):
             raise BenchError(f"--set {setting}: --sync gives each arm its own")
-    given = {name: (*settings, *_sync_of(name)) if kind_of(name) in WEIR_ARMS else () for name in arms}
+        if _key(setting) == LANE_SETTING and AIOHTTP in map(kind_of, arms):
+            raise BenchError(f"--set {setting}: the arm {AIOHTTP} is the one without it; leave it out of --arms")
+    given = {name: (*settings, *_own_of(name)) if kind_of(name) in WEIR_ARMS else () for name in arms}
     kinds = [kind_of(name) for name in arms]
     if WEIR_GO not in kinds:
         return given, []
@@ -100,6 +113,11 @@ def settings_by_arm(arms: Sequence[str], settings: Sequence[str]) -> tuple[dict[
         if kind == WEIR_GO:
             given[name] = tuple(setting for setting in given[name] if _key(setting) in known)
     return given, [setting for setting in settings if _key(setting) not in known]
+
+
+def _own_of(name: str) -> tuple[str, ...]:
+    """The settings that make the arm what it is."""
+    return (*_sync_of(name), *((f"{LANE_SETTING}=false",) if kind_of(name) == AIOHTTP else ()))
 
 
 def _sync_of(name: str) -> tuple[str, ...]:
@@ -143,4 +161,27 @@ def start_arm(name: str, data_dir: Path, logs: Path, settings: Sequence[str]) ->
     if kind == WEIR_GO:
         options = [part for setting in settings for part in ("--set", setting)]
         return Child(name, [str(SERVER), "--data-dir", str(data_dir), "--port", "0", *options], logs)
-    return Child(name, script("null_server" if kind == NULL else "bare_aiohttp"), logs)
+    if kind == GO_JSON:
+        return Child(name, [str(BENCH_JSON)], logs)
+    return Child(name, script({NULL: "null_server", BARE: "bare_aiohttp", FASTAPI: "fastapi_onnx"}[kind]), logs)
+
+
+def start_stores(name: str, data_dir: Path, logs: Path) -> Child:
+    """A `weir serve` that lends its stores to weir-go, which starts none of its own; it is asked nothing. Raises BenchError."""
+    data_dir.mkdir()
+    child = start_weir(data_dir, logs, ("embedded=true", "scorer=onnx"), f"stores of {name}")
+    child.signal(signal.SIGSTOP)
+    return child
+
+
+def wants_stores(given: bool | None, settings: Sequence[str]) -> bool:
+    """Whether arms get a Valkey and a Postgres each: as said, else where they are installed. Raises BenchError."""
+    own = [setting for setting in settings if _key(setting) in STORE_SETTINGS]
+    if own:
+        if given:
+            raise BenchError(f"--set {own[0]}: --stores gives each arm its own")
+        return False
+    reason = missing_stores()
+    if given and reason is not None:
+        raise BenchError(f"--stores: {reason}")
+    return reason is None if given is None else given

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from loadgen.bench.stores import Stores
+
 READY_DEADLINE_S = 120.0  # s; a full data directory replays its journal first
 STOP_DEADLINE_S = 60.0  # s; a graceful stop flushes what is dirty
 POLL_S = 0.002  # s between looks at the child's output: the error of the time to ready
@@ -33,6 +35,8 @@ class Child:
             self._process = subprocess.Popen(argv, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL)
         self.pid = self._process.pid
         self._paused = False
+        self.stores = Stores(self.pid)  # none, unless it was started with --embedded
+        self.lender: Child | None = None  # whose stores it uses instead; stopped with it
         try:
             self.url = self._wait_ready(out, err)
         except BaseException:
@@ -86,13 +90,15 @@ class Child:
         return self._process.poll() is None
 
     def pause(self) -> None:
-        """Not scheduled until `resume`: an idle server's background work must not run in another's measurement."""
+        """Neither it nor its stores run until `resume`: background work must not run in another's measurement."""
         if not self._paused:
-            os.kill(self.pid, signal.SIGSTOP)
+            os.kill(self.pid, signal.SIGSTOP)  # first, so that what its stores answer now is there when it goes on
+            self.stores.pause()
             self._paused = True
 
     def resume(self) -> None:
         if self._paused:
+            self.stores.resume()
             os.kill(self.pid, signal.SIGCONT)
             self._paused = False
 
@@ -105,11 +111,25 @@ class Child:
             self._process.wait(STOP_DEADLINE_S)
         except subprocess.TimeoutExpired:
             self.kill()
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        if self.lender is not None:
+            self.stores.resume()
+            self.lender.signal(signal.SIGCONT)
+            self.lender.stop()
+        return seconds
+
+    def lend(self, lender: "Child | None") -> None:
+        """From now on its stores are those of `lender`, a child that does nothing else and ends with it."""
+        if lender is not None:
+            self.lender, self.stores = lender, lender.stores
 
     def kill(self) -> None:
+        if self.alive():
+            self.stores.resume()  # they end with it, and a stopped one would not
         self._process.kill()
         self._process.wait()
+        if self.lender is not None:
+            self.lender.kill()
 
 
 @contextlib.contextmanager
@@ -130,7 +150,7 @@ def script(module: str) -> list[str]:
 
 
 def start_weir(data_dir: Path, logs: Path, settings: Sequence[str] = (), name: str = "weir") -> Child:
-    """`weir serve` on any free port over `data_dir`, without L3."""
+    """`weir serve` on any free port over `data_dir`, without L3 unless the settings say `embedded=true`."""
     options = [part for setting in settings for part in ("--set", setting)]
     argv = [sys.executable, "-m", "service", "serve", "--data-dir", str(data_dir), "--port", "0", *options]
     return Child(name, argv, logs)

@@ -1,21 +1,30 @@
 """`weir bench http` and `weir bench memory`: the command lines, their tables on the terminal and their pages."""
 
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 import uvloop
 
-from loadgen.bench.arms import ARMS, best_arm, parse_arms, parse_syncs
+from loadgen.bench.arms import ARMS, best_arm, parse_arms, parse_syncs, wants_stores
+from loadgen.bench.children import BenchError
 from loadgen.bench.http import run_http
-from loadgen.bench.http_page import http_page, process_table, rates_table
-from loadgen.bench.http_result import HttpOptions
+from loadgen.bench.http_goals import goals_table, make_goals
+from loadgen.bench.http_page import http_page, process_table, rates_table, spread_table
+from loadgen.bench.http_result import HttpOptions, HttpResult
 from loadgen.bench.memory import MemoryOptions, MemoryResult, run_memory
 from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, print_table, say, write
+from loadgen.bench.wrk import missing_wrk
 from loadgen.page import Cell, Figure, Table, machine_table, page
 
 Settings = Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")]
+
+
+class HttpClient(StrEnum):
+    wrk = "wrk"
+    own = "own"
 
 
 def register_http(app: typer.Typer) -> None:
@@ -51,6 +60,18 @@ def http(
             "--sync", help="A sync mode of the journal to compare, or all; repeatable. Arms: weir serve, if none are given."
         ),
     ] = None,
+    client: Annotated[
+        HttpClient | None,
+        typer.Option(help="What sends single events.", show_default="wrk where it is, else own; --quick: own"),
+    ] = None,
+    stores: Annotated[
+        bool | None,
+        typer.Option(
+            "--stores/--no-stores",
+            help="A Valkey and a Postgres (profiles, ledger) for each arm.",
+            show_default="where they are installed",
+        ),
+    ] = None,
     starts: Annotated[int, typer.Option(min=1, help="Starts of each server; the time to ready is their median.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
     work_dir: Annotated[
@@ -76,20 +97,41 @@ def http(
             arms=parse_arms(arms or (best_arm() if syncs else ",".join(ARMS))),
             starts=1 if quick else starts,
             syncs=syncs,
+            client=_client(client, quick),
+            stores=wants_stores(stores, settings or ()),
         )
         result = uvloop.run(run_http(options, say, work_dir))
-        print_table(*rates_table(result))
-        typer.echo()
-        print_table(*process_table(result))
-        typer.echo("What this does not show:")
-        for caveat in result.caveats:
-            typer.echo(f"- {caveat}")
-        for cell in result.cells:
-            if cell.errors:
-                say(f"{cell.arm}, {cell.mode}, {cell.connections}: {cell.errors} errors, first {cell.error_example}")
+        _print_http(result)
         write(result, json_out, html_out, http_page(result))
     if any(cell.errors for cell in result.cells):
         raise typer.Exit(1)
+
+
+def _print_http(result: HttpResult) -> None:
+    print_table(*rates_table(result))
+    typer.echo()
+    print_table(*spread_table(result))
+    typer.echo()
+    print_table(*process_table(result))
+    if goals := make_goals(result.cells):
+        typer.echo()
+        print_table(*goals_table(goals))
+    typer.echo("What this does not show:")
+    for caveat in result.caveats:
+        typer.echo(f"- {caveat}")
+    for cell in result.cells:
+        if cell.errors:
+            say(f"{cell.arm}, {cell.mode}, {cell.connections}: {cell.errors} errors, first {cell.error_example}")
+
+
+def _client(given: HttpClient | None, quick: bool) -> Literal["wrk", "own"]:
+    """Raises BenchError."""
+    reason = missing_wrk()
+    if given is HttpClient.wrk and reason is not None:
+        raise BenchError(f"--client wrk: {reason}")
+    if given is None:
+        return "own" if quick or reason is not None else "wrk"
+    return "wrk" if given is HttpClient.wrk else "own"
 
 
 def memory(

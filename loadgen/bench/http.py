@@ -2,7 +2,8 @@
 
 All in one run, interleaved, medians of rounds; the arm that begins a round changes. One core for the servers, another for the
 client; a server that is not being measured is paused, so its background work (write-behind) is charged to its own measurements.
-Every event is new; every arm gets the same stream of them; the profiles of all cards are in L1 beforehand.
+Stores (a Valkey and a Postgres for each Weir arm) run on the client's core. Every event is new; every arm gets the same stream
+of them; the profiles of all cards are in L1 beforehand. Single events are sent by wrk where it is, batches by our own client.
 """
 
 import os
@@ -16,31 +17,27 @@ import msgspec
 
 from loadgen.bench.arms import (
     ARMS,
-    BARE,
-    FLUSH_SETTING,
     NULL,
-    SCORERS,
     WEIR_ARMS,
     WEIR_GO,
     by_sync,
-    flush_interval_ms,
     kind_of,
     missing_arm,
-    order_of,
     settings_by_arm,
     start_arm,
+    start_stores,
 )
 from loadgen.bench.children import BenchError, Child, add_key, pinned
 from loadgen.bench.closed_loop import ClosedLoop, Sample
 from loadgen.bench.file_system import file_system, is_memory, probe_sync
+from loadgen.bench.http_caveats import IN_MEMORY, make_caveats
 from loadgen.bench.http_result import Cell, HttpOptions, HttpResult, Process, busiest_single, make_cells, median
+from loadgen.bench.http_wrk import WrkClient
 from loadgen.bench.payloads import Payloads
 from loadgen.bench.touch import touch_cards
+from loadgen.bench.wrk import wrk_version
 from loadgen.sender import Target
 from models.machine import machine
-
-SHARE_MIN = 0.8  # of a core; at most connections a closed loop fills the server's or the client's, if nobody else is on it
-IN_MEMORY = "The data directories were in memory, where fsync does nothing: sync modes differ in nothing here."
 
 
 class _Start(msgspec.Struct):
@@ -76,8 +73,9 @@ async def run_http(options: HttpOptions, say: Callable[[str], None], work_dir: P
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-bench-", dir=work_dir)))
         fsync = probe_sync(work)
         say(f"data directories on {file_system(work)}, an fsync takes {fsync.p50_us:,.0f} µs")
-        arms = _start(options, settings, work, server_core, stack, say)
+        arms = _start(options, settings, work, (server_core, client_core), stack, say)
         stack.enter_context(pinned(client_core))
+        wrk = WrkClient(work) if options.client == "wrk" else None
         for name, arm in arms.items():
             if kind_of(name) in WEIR_ARMS:
                 await _touch(arm, options.cards)
@@ -90,7 +88,7 @@ async def run_http(options: HttpOptions, say: Callable[[str], None], work_dir: P
                 for name in names[first:] + names[:first]:
                     if mode == "batch" and name == NULL:
                         continue
-                    sample = await _measure(arms[name], mode, connections, options)
+                    sample = await _measure(arms[name], mode, connections, options, wrk)
                     samples.setdefault((name, mode, connections), []).append(sample)
         cells = make_cells(samples)
         return HttpResult(
@@ -98,6 +96,7 @@ async def run_http(options: HttpOptions, say: Callable[[str], None], work_dir: P
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             options=options,
             machine=machine(),
+            client=wrk_version() if options.client == "wrk" else "own",
             server_core=server_core,
             client_core=client_core,
             file_system=file_system(work),
@@ -127,11 +126,12 @@ def _start(
     options: HttpOptions,
     settings: dict[str, tuple[str, ...]],
     work: Path,
-    core: int | None,
+    cores: tuple[int | None, int | None],
     stack: ExitStack,
     say: Callable[[str], None],
 ) -> dict[str, _Arm]:
-    """Each server `starts` times, in turn, with an empty directory; the last ones stay, paused."""
+    """Each server `starts` times, in turn, with an empty directory; the last ones stay, paused. Stores go to `cores[1]`."""
+    server_core, client_core = cores
     starts: dict[str, list[_Start]] = {name: [] for name in settings}
     for number in range(options.starts):
         say(f"start {number + 1} of {options.starts}")
@@ -139,9 +139,12 @@ def _start(
             data_dir = work / f"{name}-{number}"
             data_dir.mkdir()
             key = add_key(data_dir) if kind_of(name) in WEIR_ARMS else "none"
-            with pinned(core):
-                child = start_arm(name, data_dir, work, settings[name])
+            lender, lent = _lend_stores(name, data_dir, work, options, client_core)
+            with pinned(server_core):
+                child = start_arm(name, data_dir, work, (*settings[name], *lent))
+            child.lend(lender)
             stack.callback(child.stop)
+            child.stores.pin(client_core)
             of_arm.append(_Start(child, key, child.memory_mb()[0]))
             if number + 1 < options.starts:
                 child.stop()
@@ -152,6 +155,19 @@ def _start(
         target = Target.parse(of_arm[-1].child.url, of_arm[-1].key)
         arms[name] = _Arm(of_arm, target, Payloads(target, options.cards, options.zipf, batch_rows=options.batch_rows))
     return arms
+
+
+def _lend_stores(
+    name: str, data_dir: Path, work: Path, options: HttpOptions, core: int | None
+) -> tuple[Child | None, tuple[str, ...]]:
+    """What a Weir arm is told about stores, and the process that they belong to if it is not the arm's own."""
+    if not options.stores or kind_of(name) not in WEIR_ARMS:
+        return None, ()
+    if kind_of(name) != WEIR_GO:
+        return None, ("embedded=true",)
+    with pinned(core):
+        lender = start_stores(name, data_dir.with_name(f"{data_dir.name}-stores"), work)
+    return lender, lender.stores.settings()
 
 
 async def _touch(arm: _Arm, n_cards: int) -> None:
@@ -167,10 +183,13 @@ def _plan(options: HttpOptions) -> list[tuple[str, int]]:
     return [("http", n) for n in options.connections] + [("batch", n) for n in options.batch_connections]
 
 
-async def _measure(arm: _Arm, mode: str, connections: int, options: HttpOptions) -> Sample:
+async def _measure(arm: _Arm, mode: str, connections: int, options: HttpOptions, wrk: WrkClient | None) -> Sample:
     make, rows = (arm.payloads.one, 1) if mode == "http" else (arm.payloads.batch, options.batch_rows)
     arm.child.resume()
     try:
+        if wrk is not None and mode == "http":
+            await ClosedLoop(arm.target, make, connections).run(0.0, options.warm_s, arm.child)
+            return await wrk.measure(arm.child, arm.target, arm.payloads, connections, options.measure_s)
         return await ClosedLoop(arm.target, make, connections, rows).run(options.warm_s, options.measure_s, arm.child)
     finally:
         if arm.child.alive():
@@ -193,51 +212,3 @@ def _process(name: str, arm: _Arm, cells: list[Cell], settings: tuple[str, ...])
         cpu_us_per_request=busiest.server_cpu_us_per_request,
         settings=settings,
     )
-
-
-def make_caveats(
-    options: HttpOptions, cells: list[Cell], skipped: dict[str, str], unknown: list[str], *, pinned_apart: bool
-) -> list[str]:
-    """What the numbers of this run do not show."""
-    draw = f"Zipf with exponent {options.zipf:g}" if options.zipf else "uniform"
-    measured = {cell.arm for cell in cells}
-    kinds = {kind_of(name) for name in measured}
-    caveats = [
-        "All threads of a server share one core; on more cores the service's background work would run beside it.",
-        f"{options.cards:,} cards, drawn {draw}; every profile is in L1, no L3, no fraud labels, loopback, no TLS.",
-        "A closed loop: it shows capacity, and latency at full load, not latency at a given arrival rate.",
-        "Every server answered as much as it could: memory after the run is after as many events as its row says.",
-        "Resident memory counts shared pages of libraries and mapped files too.",
-    ]
-    if BARE in measured:
-        caveats.append("The bare handler checks no key, keeps no state, writes no journal: it is a ceiling, not a rival.")
-    if WEIR_GO in kinds:
-        caveats.append("weir-go has no traces, lists, switches of tiers or console; these requests ask for none of them.")
-    flush_ms = flush_interval_ms(options.settings)
-    if kinds & {*SCORERS} and options.measure_s * 1e3 < flush_ms:
-        caveats.append(
-            f"Measurements are shorter than {FLUSH_SETTING} ({flush_ms:,}): the service writes decisions to RocksDB mostly"
-            " between them. A longer --seconds has that in."
-        )
-    if options.syncs:
-        caveats.append(
-            "A virtual disk may say that it has written before it has; fsync is then cheaper than on a disk of your own."
-        )
-    if unknown:
-        caveats.append(f"weir-go ran without {', '.join(unknown)}: it does not know the setting.")
-    caveats += [f"{name} was left out: {reason}." for name, reason in skipped.items()]
-    if not pinned_apart:
-        caveats.append("Only one core was usable: client and server took turns on it; compare nothing but ratios.")
-    crowded = [name for name in measured if name != NULL and _is_crowded(busiest_single(cells, name))]
-    if crowded:
-        names = ", ".join(sorted(crowded, key=order_of))
-        caveats.append(
-            f"Neither server nor client had its core to itself ({names}): other processes ran; do not compare rates."
-        )
-    if any(cell.arm != NULL and cell.client_cpu_share > 0.9 for cell in cells):
-        caveats.append("In some rows the client used over 90 % of its core: the server may have had more to give.")
-    return caveats
-
-
-def _is_crowded(cell: Cell) -> bool:
-    return max(cell.server_cpu_share, cell.client_cpu_share) < SHARE_MIN

@@ -2,13 +2,23 @@
 
 from collections.abc import Sequence
 
-from loadgen.bench.arms import WEIR_ARMS, kind_of
+from loadgen.bench.arms import FASTAPI, GO_JSON, WEIR_ARMS, kind_of
+from loadgen.bench.http_goals import goals_table, make_goals
 from loadgen.bench.http_result import Cell, HttpResult, Process, busiest_single
 from loadgen.page import Cell as TableCell
 from loadgen.page import Figure, Table, machine_table, page
 
-# The page has four colours of its own; the fifth arm's is legible on its light and on its dark ground.
-COLOURS = {"null": "@d", "bare aiohttp": "@b", "weir onnx": "@c", "weir go": "@a", "weir-go": "#4f9d69"}
+# The page has four colours of its own; those of the other arms are legible on its light and on its dark ground.
+COLOURS = {
+    "null": "@d",
+    "go json": "#9b6fb0",
+    "bare aiohttp": "@b",
+    "fastapi": "#c08a3e",
+    "weir onnx": "@c",
+    "weir go aiohttp": "#5f7f9f",
+    "weir go": "@a",
+    "weir-go": "#4f9d69",
+}
 MODE_COLOURS = (
     "@c",
     "@a",
@@ -36,6 +46,17 @@ def rates_table(result: HttpResult) -> Table:
     return title, columns, rows
 
 
+def spread_table(result: HttpResult) -> Table:
+    """How far the rounds lie apart, and the rates in terms of the other yardsticks."""
+    columns = ("mode", "conn.", "arm", "lowest", "median", "highest", "of fastapi", "of go json")
+    rows: list[Sequence[TableCell]] = []
+    for c in result.cells:
+        rates = [sample.rows_per_s for sample in c.samples]
+        ratios = (c.ratios.get(FASTAPI), c.ratios.get(GO_JSON))
+        rows.append((c.mode, c.connections, c.arm, min(rates), c.rows_per_s, max(rates), *ratios))
+    return f"events/s over {result.options.rounds} rounds, and in terms of other yardsticks", columns, rows
+
+
 def process_table(result: HttpResult) -> Table:
     """Every server: its start, its memory, its CPU."""
     most = max(result.options.connections)
@@ -60,12 +81,15 @@ def http_page(result: HttpResult) -> str:
          _by_connections(singles, "server_cpu_us_per_request")),
         ("Resident memory", "MiB, at the start and after the run", _memory(result.processes)),
     ]  # fmt: skip
-    tables: list[Table] = [rates_table(result), process_table(result)]
+    tables: list[Table] = [rates_table(result), spread_table(result), process_table(result)]
+    if goals := make_goals(result.cells):
+        tables.insert(0, goals_table(goals))
     if result.skipped:
         tables.append(("Left out", ("arm", "reason"), list(result.skipped.items())))
     lead = (
         f"{result.options.rounds} interleaved rounds of {result.options.measure_s:g} s on {result.created}. Servers on "
-        f"core {result.server_core}, client on core {result.client_core}. Data on {result.file_system}, an fsync there takes "
+        f"core {result.server_core}, client ({result.client}) and stores on core {result.client_core}. Data on "
+        f"{result.file_system}, an fsync there takes "
         f"{result.fsync.p50_us:,.0f} µs."
     )
     figures = [figure for figure in figures if figure[2]["data"]]

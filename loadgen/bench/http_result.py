@@ -1,10 +1,11 @@
 """What `weir bench http` is asked and what it writes with --json, and how samples become medians."""
 
 import statistics
+from typing import Literal
 
 import msgspec
 
-from loadgen.bench.arms import ARMS, BARE, order_of
+from loadgen.bench.arms import ARMS, BARE, FASTAPI, GO_JSON, order_of
 from loadgen.bench.closed_loop import Sample
 from loadgen.bench.file_system import SyncProbe
 from models.machine import Machine
@@ -13,7 +14,8 @@ from models.machine import Machine
 class HttpOptions(msgspec.Struct, frozen=True):
     """What is measured, and for how long. `starts`: how often each server is started; the last of them is measured.
 
-    With `syncs` every arm that has a journal is measured once per mode, and named "arm, mode".
+    With `syncs` every arm that has a journal is measured once per mode, and named "arm, mode". `client` sends the single
+    events; batches always come from our own. `stores`: every Weir arm has a Valkey and a Postgres of its own.
     """
 
     rounds: int = 5
@@ -28,10 +30,18 @@ class HttpOptions(msgspec.Struct, frozen=True):
     arms: tuple[str, ...] = ARMS
     starts: int = 3
     syncs: tuple[str, ...] = ()
+    client: Literal["wrk", "own"] = "own"
+    stores: bool = False
+
+
+REFERENCES = (GO_JSON, BARE, FASTAPI)  # what rates are given in terms of
 
 
 class Cell(msgspec.Struct):
-    """One arm, mode and number of connections: medians over the rounds, and the range of the rate."""
+    """One arm, mode and number of connections: medians over the rounds, and the range of the rate.
+
+    `ratios`: the rate in terms of each of REFERENCES that was measured, medians of ratios within a round.
+    """
 
     arm: str
     mode: str
@@ -47,6 +57,7 @@ class Cell(msgspec.Struct):
     server_cpu_share: float
     client_cpu_share: float
     ratio_to_bare: float | None
+    ratios: dict[str, float]
     errors: int
     error_example: str
     samples: list[Sample]
@@ -74,13 +85,14 @@ class Process(msgspec.Struct):
 class HttpResult(msgspec.Struct):
     """What --json writes. `skipped`: arms that were left out, and why; `settings_not_in_weir_go` reached `weir serve` only.
 
-    `file_system` holds the data directories; `fsync` is what one costs there with nothing else going on.
+    `client` with its version; `file_system` holds the data directories; `fsync` is what one costs there, alone.
     """
 
     kind: str
     created: str
     options: HttpOptions
     machine: Machine
+    client: str
     server_core: int | None
     client_core: int | None
     file_system: str
@@ -97,10 +109,8 @@ def make_cells(samples: dict[tuple[str, str, int], list[Sample]]) -> list[Cell]:
     cells = []
     for (arm, mode, connections), of_cell in samples.items():
         rates = [sample.requests_per_s for sample in of_cell]
-        bare = samples.get((BARE, mode, connections))
-        # Paired by round: a slow minute of the machine hits both sides of a ratio. A stalled one may have let none through.
-        pairs = zip(of_cell, bare or [], strict=False)
-        ratios = [s.requests_per_s / b.requests_per_s for s, b in pairs if b.requests_per_s]
+        references = {name: samples.get((name, mode, connections), []) for name in REFERENCES}
+        ratios = {name: ratio for name, found in references.items() if (ratio := _ratio(of_cell, found)) is not None}
         cells.append(
             Cell(
                 arm=arm,
@@ -116,13 +126,21 @@ def make_cells(samples: dict[tuple[str, str, int], list[Sample]]) -> list[Cell]:
                 server_cpu_us_per_request=median([s.server_cpu_us_per_request for s in of_cell]),
                 server_cpu_share=median([s.server_cpu_share for s in of_cell]),
                 client_cpu_share=median([s.client_cpu_share for s in of_cell]),
-                ratio_to_bare=round(statistics.median(ratios), 3) if ratios else None,
+                ratio_to_bare=ratios.get(BARE),
+                ratios=ratios,
                 errors=sum(s.errors for s in of_cell),
                 error_example=next((s.error_example for s in of_cell if s.error_example), ""),
                 samples=of_cell,
             )
         )
     return sorted(cells, key=lambda c: (c.mode != "http", c.connections, order_of(c.arm)))
+
+
+def _ratio(of_cell: list[Sample], reference: list[Sample]) -> float | None:
+    """Paired by round: a slow minute of the machine hits both sides. A stalled one may have let none through."""
+    pairs = zip(of_cell, reference, strict=False)
+    ratios = [s.requests_per_s / r.requests_per_s for s, r in pairs if r.requests_per_s]
+    return round(statistics.median(ratios), 3) if ratios else None
 
 
 def busiest_single(cells: list[Cell], arm: str) -> Cell:

@@ -25,6 +25,7 @@ from service.errors import (
     problem,
 )
 from service.metrics import Metrics
+from service.score_calls import ScoreCalls
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Front(msgspec.Struct, frozen=True):
     """The stops that handlers call."""
 
     engine: "Engine"
+    calls: ScoreCalls
     keys: KeyRing
     metrics: Metrics
     settings: Settings
@@ -71,9 +73,7 @@ async def read_body(request: web.Request, bytes_max: int, deadline_ms: int) -> b
 
     Raises BodyTooLarge, before reading where the length is announced, UnsupportedMedia, RequestTimeout, MalformedBody.
     """
-    encoding = request.headers.get("Content-Encoding")
-    if encoding is not None and encoding.lower() not in _ENCODINGS:
-        raise UnsupportedMedia(f"{encoding[:40]!r} is not read here; send {', '.join(_ENCODINGS)}", "Content-Encoding")
+    check_encoding(request)
     announced = request.content_length
     if announced is not None and announced > bytes_max:
         raise _too_large(announced, bytes_max)
@@ -93,6 +93,13 @@ async def read_body(request: web.Request, bytes_max: int, deadline_ms: int) -> b
     if len(body) > bytes_max:
         raise _too_large(len(body), bytes_max)
     return body
+
+
+def check_encoding(request: web.Request) -> None:
+    """Raise UnsupportedMedia for a Content-Encoding that is not undone here."""
+    encoding = request.headers.get("Content-Encoding")
+    if encoding is not None and encoding.lower() not in _ENCODINGS:
+        raise UnsupportedMedia(f"{encoding[:40]!r} is not read here; send {', '.join(_ENCODINGS)}", "Content-Encoding")
 
 
 def read_flags(request: web.Request, **defaults: bool) -> dict[str, bool]:

@@ -4,12 +4,16 @@ aiohttp answers these as text/plain that quotes the request, and logs a tracebac
 body or an API key. Here the reply says what is wrong without quoting, and the log has one line with neither.
 """
 
+from typing import Final
+
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from service.errors import CallerError, UnsupportedMedia, WeirError
 from service.handlers.exchange import problem_reply
+
+HALF_CLOSED_INTERVAL_S: Final = 0.02  # between two looks whether a half-closed connection has been answered
 
 _log = structlog.get_logger("weir.http")
 
@@ -29,6 +33,19 @@ class _Server(web.Server):
 
 class _Connection(web.RequestHandler):
     __slots__ = ()
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it, aiohttp never says yes
+        """A client that has said all it had to say still gets its replies; aiohttp and uvloop would close at once."""
+        self._close_when_idle()
+        return self.ssl_context is None  # TLS knows no half-closed connection
+
+    def _close_when_idle(self) -> None:
+        if self.transport is None:
+            return
+        if not self._messages and self._waiter is not None and not self._waiter.done():
+            self.force_close()  # what is written already is sent
+        else:
+            self._loop.call_later(HALF_CLOSED_INTERVAL_S, self._close_when_idle)
 
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None

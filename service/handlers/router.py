@@ -22,10 +22,11 @@ from service.errors import (
     WeirError,
     as_problem,
 )
-from service.handlers import audit, decisions, entities, health, labels, lists, score, scorer, tiers
+from service.handlers import audit, decisions, entities, health, inference, labels, lists, score, scorer, tiers
 from service.handlers.exchange import Front, Handler, Route, json_reply, problem_reply
 from service.journal_format import NO_SPACE
 from service.metrics import Metrics
+from service.score_calls import ScoreCalls
 from service.settings import Settings
 
 if TYPE_CHECKING:
@@ -36,12 +37,12 @@ _log = structlog.get_logger("weir.http")
 
 def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: Settings) -> web.Application:
     """The aiohttp application of the service. It owns no tasks and closes nothing."""
-    front = Front(engine, keys, metrics, settings)
+    front = Front(engine, ScoreCalls(engine, metrics, settings.server), keys, metrics, settings)
     server = settings.server
     # aiohttp's own limit only bounds what is read at all; each route has its own (exchange.read_body).
     app = web.Application(client_max_size=max(server.body_bytes_max, server.batch_body_bytes_max) + 1)
     allowed: dict[str, set[str]] = {}
-    for module in (score, labels, decisions, entities, lists, tiers, scorer, audit, health):
+    for module in (score, labels, decisions, entities, lists, tiers, scorer, audit, health, inference):
         for route in module.routes(front):
             handler = _wrap(route, front)
             app.router.add_route(route.method, route.path, handler, expect_handler=_expect)
@@ -51,7 +52,8 @@ def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: S
                 allowed[route.path].add("HEAD")
     for path, methods in allowed.items():
         app.router.add_route("*", path, _wrap(_refuse_method(path, methods), front), expect_handler=_expect)
-    app.router.add_route("*", "/{unknown:.*}", _wrap(_refuse_path(), front), expect_handler=_expect)
+    for unknown in (_refuse_path(f"{inference.ROOT}/{{unknown:.*}}", inference.NOT_HERE), _refuse_path()):
+        app.router.add_route("*", unknown.path, _wrap(unknown, front), expect_handler=_expect)
     return app
 
 
@@ -71,11 +73,11 @@ def _refuse_method(path: str, methods: set[str]) -> Route:
     return Route("*", path, "refused", None, refuse)
 
 
-def _refuse_path() -> Route:
+def _refuse_path(path: str = "/{unknown:.*}", text: str = "there is nothing at this path") -> Route:
     async def refuse(request: web.Request) -> web.Response:
-        raise NotFound("there is nothing at this path")
+        raise NotFound(text)
 
-    return Route("*", "/{unknown:.*}", "refused", None, refuse)
+    return Route("*", path, "refused", None, refuse)
 
 
 def _wrap(route: Route, front: Front) -> Handler:
@@ -102,7 +104,7 @@ def _wrap(route: Route, front: Front) -> Handler:
         observe(perf_counter() - started)
         return response
 
-    return handle
+    return inference.with_error(handle) if route.path.startswith(inference.ROOT) else handle
 
 
 def _full(error: OSError) -> web.Response:

@@ -1,71 +1,75 @@
-"""POST /v1/score and /v1/score/batch: transactions in, decisions out.
-
-`?commit=false` scores without changing any state, `?explain=1` adds reason codes, `?trace=1` says where each profile
-came from. A batch answers 200 if its body can be taken apart; what is wrong with a row is said in its place.
-"""
+"""POST /v1/score, /v1/score/batch and /v1/score/stream as aiohttp serves them; the rest is in service/score_calls.py."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+import functools
 
-from aiohttp import web
+import structlog
+from aiohttp import HttpVersion11, web
 
-from features.transaction import Transaction
 from service.auth import Role
-from service.codec import NDJSON, decode_batch, decode_transaction, encode_batch, encode_decision, split_batch
+from service.codec import encode_decision, form_of, stream_form
+from service.decide import Decision
 from service.errors import WeirError
-from service.handlers.exchange import Front, Route, json_reply, read_body, read_flags
+from service.handlers.exchange import Front, Route, check_encoding, json_reply, read_body, read_flags
+from service.score_calls import TYPES, Flags
+from service.score_stream import ScoreStream
+from service.ticket import Answer
 
-if TYPE_CHECKING:
-    from service.decide import Decision
-
-_SLICE_ROWS: Final = 1024  # rows decoded or encoded between two turns of the event loop: about 2 ms
+_log = structlog.get_logger("weir.http")
 
 
 def routes(front: Front) -> list[Route]:
     """The routes of this resource."""
-    submit = front.engine.submit
-    server = front.settings.server
+    calls, server = front.calls, front.settings.server
     bytes_max, deadline_ms = server.body_bytes_max, server.request_deadline_ms
 
     async def score(request: web.Request) -> web.Response:
         body = await read_body(request, bytes_max, deadline_ms)
-        if not request.rel_url.raw_query_string:
-            return json_reply(encode_decision(await submit(decode_transaction(body))))
-        flags = read_flags(request, commit=True, explain=False, trace=False)
-        decision = await submit(decode_transaction(body), commit=flags["commit"], trace=flags["trace"])
-        return json_reply(encode_decision(decision, flags["explain"]))
+        form = form_of(request.content_type)
+        if request.rel_url.raw_query_string:
+            return json_reply(await calls.one(body, form, score_flags(request)), content_type=TYPES[form])
+        future: asyncio.Future[bytes | Decision] = asyncio.get_running_loop().create_future()
+        calls.offer(body, form, functools.partial(_resolve, future))
+        answer = await future
+        return json_reply(answer if isinstance(answer, bytes) else encode_decision(answer, form=form), content_type=TYPES[form])
 
     async def score_batch(request: web.Request) -> web.Response:
-        return await _score_batch(request, front)
+        flags = score_flags(request)
+        body = await read_body(request, server.batch_body_bytes_max, deadline_ms)
+        reply, content_type = await calls.batch(body, request.content_type.lower(), flags)
+        return json_reply(reply, content_type=content_type)
+
+    async def score_stream(request: web.Request) -> web.StreamResponse:
+        flags, form = score_flags(request), stream_form(request.content_type.lower())
+        check_encoding(request)
+        response = web.StreamResponse(headers={"Content-Type": TYPES[form]})
+        if request.version >= HttpVersion11:
+            response.enable_chunked_encoding()
+        await response.prepare(request)  # now: a client may wait for the head before it sends the first row
+        try:
+            await ScoreStream(calls, form, flags, bytes_max).run(request.content.readany, response.write)
+            await response.write_eof()
+        except (ConnectionError, web.RequestPayloadError) as error:  # the client has gone; what it sent is scored
+            _log.info("stream broke off", error=type(error).__name__)
+            response.force_close()
+        return response
 
     return [
+        Route("POST", "/v1/score/stream", "score_stream", Role.INGEST, score_stream),
         Route("POST", "/v1/score", "score", Role.INGEST, score),
         Route("POST", "/v1/score/batch", "score_batch", Role.INGEST, score_batch),
     ]
 
 
-async def _score_batch(request: web.Request, front: Front) -> web.Response:
-    flags = read_flags(request, commit=True, explain=False, trace=False)
-    server = front.settings.server
-    body = await read_body(request, server.batch_body_bytes_max, server.request_deadline_ms)
-    rows, ndjson = split_batch(body, request.content_type.lower(), server.batch_rows_max)
-    items: list[Transaction | WeirError] = []
-    for start in range(0, len(rows), _SLICE_ROWS):
-        if start:
-            await asyncio.sleep(0)
-        items += decode_batch(rows[start : start + _SLICE_ROWS])
-    results: list[Decision | WeirError] = []
-    if items:
-        results = await front.engine.submit_many(items, commit=flags["commit"], trace=flags["trace"])
-    for result in results:
-        if isinstance(result, WeirError):
-            front.metrics.refused[result.code,] += 1
-    parts: list[bytes] = []
-    for start in range(0, len(rows), _SLICE_ROWS):
-        if start:
-            await asyncio.sleep(0)
-        stop = start + _SLICE_ROWS
-        parts.append(encode_batch(rows[start:stop], results[start:stop], ndjson, flags["explain"]))
-    if ndjson:
-        return json_reply(b"".join(parts), content_type=NDJSON)
-    return json_reply(b"[" + b",".join(part[1:-1] for part in parts) + b"]")
+def score_flags(request: web.Request) -> Flags:
+    """The flags of a scoring route. Raises InvalidEvent."""
+    return Flags(**read_flags(request, commit=True, explain=False, trace=False))
+
+
+def _resolve(future: "asyncio.Future[bytes | Decision]", answer: Answer) -> None:
+    if future.done():  # the client hung up; what was journaled stays journaled
+        return
+    if isinstance(answer, WeirError):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)

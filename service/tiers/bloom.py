@@ -9,7 +9,8 @@ halving of fpp.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress, count
 from typing import Any, Literal, Protocol
 
 import pybloom_live
@@ -145,28 +146,21 @@ class RotatingMaybeSet:
         self._generations: deque[_Generation] = deque()  # oldest first
         self._maybe_until_ms: int | None = None
 
-    def maybe_has(self, key: bytes) -> bool:
-        """False: `key` was not added within the window. True: ask the store."""
-        self.lookups += 1
+    def suspects(self, keys: Sequence[bytes]) -> list[int]:
+        """The places of keys that may have been added within the window: ask the store. 0.2 µs a key and generation."""
+        self.lookups += len(keys)
         if not self.covered or self._forgot():
-            return True
-        for generation in reversed(self._generations):
-            if key in generation.bloom:
-                return True
-        self.negatives += 1
-        return False
-
-    def add(self, key: bytes) -> None:
-        """From now on, for at least the window, `maybe_has(key)` is True."""
-        now_ms = self._now_ms()
-        generation = self._open_generation(now_ms)
-        if key not in generation.bloom:
-            generation.bloom.add(key)
-            generation.room -= 1
-        generation.last_ms = now_ms  # also when it was in: a key that comes again, even as a false positive, starts anew
+            return list(range(len(keys)))
+        found: set[int] = set()
+        for generation in self._generations:
+            found.update(compress(count(), map(generation.bloom.__contains__, keys)))
+        self.negatives += len(keys) - len(found)
+        return sorted(found)
 
     def add_many(self, keys: Iterable[bytes]) -> None:
-        """`add` each, as of now: 0.1 µs a key in a batch of 23, where `add` takes 0.8. One that is in takes room again."""
+        """From now on, for at least the window, they are suspects. 0.1 µs a key in a batch of 23. One that is in takes room
+        again.
+        """
         now_ms, left = self._now_ms(), list(keys)
         while left:
             generation = self._open_generation(now_ms)

@@ -5,7 +5,7 @@ may exceed it and are given back as soon as they are unpinned. Who leaves is tol
 goes down before its slot is reused. Address space is reserved for the worst case; memory is committed when touched.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 
 import numpy as np
@@ -38,6 +38,9 @@ class L1:
         self._ids: list[list[str]] = [[] for _ in plan.kinds]
         self._free: list[list[int]] = [[] for _ in plan.kinds]
         self._on_evict = on_evict
+        # Ends the batch that is being scored on another thread. Who reads or writes profiles that may be in it calls this
+        # first.
+        self.settle: Callable[[], None] = _nothing_to_settle
         self.on_leave: Callable[[int, int], None] | None = None  # told kind and slot too, by who keeps slot numbers
 
     def find(self, kind: int, entity: str) -> int:
@@ -60,6 +63,26 @@ class L1:
         self.n_hits += len(slots)
         np.frombuffer(self._visited[kind], dtype=np.uint8)[slots] = 1
         np.frombuffer(self._pins[kind], dtype=np.int32)[slots] += 1
+
+    def find_rows(self, kind: int, entities: Sequence[str]) -> npt.NDArray[np.int64]:
+        """`find` for one entity per row, "" for none, without pinning: int64 (rows,), -1 for what is not here."""
+        slots = np.fromiter(map(self.index[kind].get, entities, repeat(NONE)), dtype=np.int64, count=len(entities))
+        here = slots if len(slots) and slots.min() >= 0 else slots[slots >= 0]
+        self.n_hits += len(here)
+        np.frombuffer(self._visited[kind], dtype=np.uint8)[here] = 1
+        return slots
+
+    def pin_rows(self, rows: npt.NDArray[np.int64]) -> None:
+        """Pin every slot in `rows`, int64 (rows, kinds), -1 = none, once for each time that it stands there."""
+        self._add_pins(rows, 1)
+
+    def unpin_rows(self, rows: npt.NDArray[np.int64]) -> None:
+        """Give back what `pin_rows` took."""
+        self._add_pins(rows, -1)
+
+    def _add_pins(self, rows: npt.NDArray[np.int64], n: int) -> None:
+        for pins, slots in zip(self._pins, rows.T, strict=True):
+            np.add.at(np.frombuffer(pins, dtype=np.int32), slots[slots >= 0], n)
 
     def pin(self, kind: int, entity: str) -> int:
         """The slot of a profile that has just been placed here, pinned once more."""
@@ -90,14 +113,6 @@ class L1:
         """Give back one pin; trim() brings the memory back under its bound afterwards."""
         self.sieves[kind].pins[slot] -= 1
 
-    def unpin_all(self, rows: Iterable[Sequence[int]]) -> None:
-        """Give back one pin of every slot in `rows`, each of which has one slot per kind (-1: none)."""
-        pins = self._pins
-        for slots in rows:
-            for kind, slot in enumerate(slots):
-                if slot >= 0:
-                    pins[kind][slot] -= 1
-
     def unpin_many(self, kind: int, slots: npt.NDArray[np.int64]) -> None:
         """Give back one pin of each of these distinct slots."""
         np.frombuffer(self._pins[kind], dtype=np.int32)[slots] -= 1
@@ -116,12 +131,14 @@ class L1:
 
     def peek(self, kind: int, entity: str) -> bytes | None:
         """A copy of the profile, or None; neither pinned nor counted as a visit. An empty slot is no profile."""
+        self.settle()
         slot = self.index[kind].get(entity, NONE)
         profile = self.slabs[kind].get(slot) if slot != NONE else None
         return profile if profile is not None and profile[0] else None
 
     def clear(self, kind: int, entity: str) -> None:
         """Make the entity's slot empty, if it has one; whoever has it pinned begins a new profile in it."""
+        self.settle()
         slot = self.index[kind].get(entity, NONE)
         if slot != NONE:
             self.slabs[kind].clear(slot)
@@ -153,3 +170,7 @@ class L1:
         self.bytes_used -= self.slabs[kind].kind.size
         self.n_evicted[kind] += 1
         return True
+
+
+def _nothing_to_settle() -> None:
+    """Nobody scores aside."""

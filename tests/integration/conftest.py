@@ -22,9 +22,9 @@ from models.generator import generate
 from models.onnx_scorer import OnnxScorer
 from models.scorer import Scorer
 from service.app import load_model, start_engine
-from service.codec import Label, LabelReply
+from service.codec import MSGPACK, Label, LabelReply
 from service.decide import Decision
-from service.decisions import decode_body
+from service.decisions import decode_body, encode_body
 from service.engine import Engine
 from service.errors import WeirError
 from service.fetch import entity_key
@@ -32,6 +32,7 @@ from service.journal import ERASURE, LABEL, TX, Block, read_directory
 from service.levels import ON, Level
 from service.records import decode_erasure, decode_label
 from service.settings import Settings, load_settings
+from service.ticket import DECISIONS, Answer
 
 BASE = (
     "time.clock=stream",
@@ -99,11 +100,28 @@ class Running:
     def level(self, name: str) -> Level:
         return next(level for level in self.engine.levels if level.name == name)
 
+    def submit(self, tx: Transaction) -> "asyncio.Future[Decision]":
+        """One request of one transaction. Raises Overloaded and NotReady at once, everything else from the future."""
+        future: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+
+        def resolve(answer: Answer) -> None:
+            if isinstance(answer, Decision) and not future.done():
+                future.set_result(answer)
+            elif isinstance(answer, WeirError) and not future.done():
+                future.set_exception(answer)
+
+        self.engine.pipeline.offer(encode_body(tx), MSGPACK, resolve)
+        return future
+
+    async def submit_many(self, txs: Sequence[Transaction], wanted: int = DECISIONS) -> list[Answer]:
+        """One request of many transactions."""
+        return await self.engine.submit_many([encode_body(tx) for tx in txs], MSGPACK, wanted)
+
     async def send(self, txs: Sequence[Transaction], batch: int = 100) -> list[Decision]:
         """Score in requests of `batch`; every one of them has to succeed."""
-        answers: list[Decision | WeirError] = []
+        answers: list[Answer] = []
         for start in range(0, len(txs), batch):
-            answers += await self.engine.submit_many(txs[start : start + batch])
+            answers += await self.submit_many(txs[start : start + batch])
         good = [answer for answer in answers if isinstance(answer, Decision)]
         assert len(good) == len(txs), [answer for answer in answers if isinstance(answer, WeirError)][:3]
         return good

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loadgen.bench.arms import ARMS, BARE, NULL, SCORERS, SYNCS, WEIR_ARMS, WEIR_GO, best_arm, missing_arm
+from loadgen.bench.arms import AIOHTTP, ARMS, BARE, NULL, SCORERS, SYNCS, WEIR_ARMS, WEIR_GO, best_arm, missing_arm
 from loadgen.bench.http_result import HttpResult
 
 MISSING = {name: reason for name in ARMS if (reason := missing_arm(name))}
@@ -56,7 +56,7 @@ def test_chosen_arms_get_the_settings_that_they_know(tmp_path: Path) -> None:
     assert "weir-go ran without bloom.backend=rbloom" in text
     assert any("weir-go ran without bloom.backend=rbloom" in caveat for caveat in result.caveats)
     assert BARE not in text
-    assert set(SCORERS) - {cell.arm for cell in result.cells} == {"weir onnx"}
+    assert set(SCORERS) - {cell.arm for cell in result.cells} == {"weir onnx", AIOHTTP}
 
 
 def test_sync_modes_stand_side_by_side(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from loadgen.bench.touch import touch_cards
 from loadgen.sender import Client, Target
 
 PARTS = {
-    "append", "body", "outcome", "look-up", "remember", "fsync, on the loop", "fsync, its thread", "keeper: take",
+    "append", "encode", "look-up", "remember", "fsync, on the loop", "fsync, its thread", "keeper: take",
     "keeper: write",
 }  # fmt: skip
 TX = Transaction("t-1", 1_750_000_000_000, 1299, "EUR", "c1", "m1")

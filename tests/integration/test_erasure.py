@@ -121,16 +121,16 @@ async def test_erased_card_that_pays_again_begins_anew(start: "Start", stream: l
     scores = {d.event_id: d.score for d in decisions}
     assert scores == {event_id: truth.scores[event_id] for event_id in scores}
     old = of_card(txs[:200])[0]
-    again = await engine.submit(old)
+    again = await running.submit(old)
     assert again.replayed
     with pytest.raises(Conflict):
-        await engine.submit(msgspec.structs.replace(old, amount=old.amount + 1))
+        await running.submit(msgspec.structs.replace(old, amount=old.amount + 1))
     await finished(running)
-    again = await engine.submit(old)
+    again = await running.submit(old)
     assert again.replayed
     for other in (msgspec.structs.replace(old, amount=old.amount + 1), msgspec.structs.replace(old, card_id="x" * 9)):
         with pytest.raises(Conflict):
-            await engine.submit(other)
+            await running.submit(other)
     entries = [e for block in read_directory(running.settings.data_dir / "journal") for e in block.entries]
     found = [decode_erasure(e.body) for e in entries if e.kind == ERASURE]
     assert [record.id for record in found] == [blank(CARD)] * len(erased_at)

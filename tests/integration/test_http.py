@@ -3,10 +3,9 @@
 The engine is a double here, because these tests are about the replies to its errors; the real engine is tested end to end.
 """
 
-import asyncio
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,12 +16,13 @@ from aiohttp import ClientSession, web
 from features.transaction import Transaction
 from service import errors
 from service.auth import KEY_FILE, KeyRing, Role, add_key
-from service.codec import Label, LabelReply
+from service.codec import JSON, Label, LabelReply, decode_transaction, encode_decision
 from service.decide import Decision
 from service.handlers.router import build_web_app
 from service.lists import ListEntry
 from service.metrics import Metrics
 from service.settings import ServerSettings, Settings
+from service.ticket import DECISIONS, REPLIES, TRACES, Answer
 
 TX = {"event_id": "t-1", "ts": 1750000000000, "amount": 1299, "currency": "EUR", "card_id": "c1", "merchant_id": "m1"}
 BODY = json.dumps(TX).encode()
@@ -41,22 +41,41 @@ class EngineDouble:
         self.ready = (True, "")
         self.is_started = True
         self.left: list[str] = []
+        self.pipeline = SimpleNamespace(offer=self.offer, check_open=lambda: None)
         self.audit = SimpleNamespace(newest=lambda n_max: [{"n": n_max}])
 
     def check_started(self) -> None:
         if not self.is_started:
             raise errors.NotReady("recovering: 1 of about 2 entries (50 %)")
 
-    def submit(self, tx: Transaction, *, commit: bool = True, trace: bool = False) -> asyncio.Future[Decision]:
-        self._note("submit", tx.event_id, commit, trace)
-        return self._done(_decision(tx, {"l1": 1} if trace else None))
+    def offer(self, body: bytes, form: int, answered: Callable[[Answer], object]) -> None:
+        (answer,) = self._answers([body], form, REPLIES)
+        self._note("offer", json.loads(body).get("event_id") if form == JSON else None)
+        answered(answer)
 
-    def submit_many(
-        self, items: list[Transaction | errors.WeirError], *, commit: bool = True, trace: bool = False
-    ) -> asyncio.Future[list[Decision | errors.WeirError]]:
-        self._note("submit_many", len(items), commit, trace)
-        known = {"l1": 1} if trace else None
-        return self._done([item if isinstance(item, errors.WeirError) else _decision(item, known) for item in items])
+    async def submit_many(self, bodies: list[bytes], form: int, wanted: int) -> list[Answer]:
+        answers = self._answers(bodies, form, wanted)
+        self._note("submit_many", len(bodies), wanted)
+        return answers
+
+    async def try_many(self, bodies: list[bytes], form: int, trace: bool) -> list[Answer]:
+        answers = self._answers(bodies, form, TRACES if trace else DECISIONS)
+        self._note("try_many", len(bodies), trace)
+        return answers
+
+    def _answers(self, bodies: list[bytes], form: int, wanted: int) -> list[Answer]:
+        """Raises the error of a lone row, as offer's caller would hear it."""
+        answers: list[Answer] = []
+        for body in bodies:
+            try:
+                decision = _decision(decode_transaction(body), {"l1": 1} if wanted == TRACES else None)
+            except errors.WeirError as error:
+                answers.append(error)
+            else:
+                answers.append(encode_decision(decision) if wanted == REPLIES else decision)
+        if len(answers) == 1 and isinstance(answers[0], errors.WeirError):
+            raise answers[0]
+        return answers
 
     async def label(self, labels: list[Label]) -> list[LabelReply]:
         self._note("label", len(labels))
@@ -98,11 +117,6 @@ class EngineDouble:
         if self.error is not None:
             raise self.error
         self.calls.append(call)
-
-    def _done(self, result: Any) -> asyncio.Future[Any]:
-        future = asyncio.get_running_loop().create_future()
-        future.set_result(result)
-        return future
 
 
 def _decision(tx: Transaction, trace: dict[str, Any] | None = None) -> Decision:
@@ -161,13 +175,13 @@ async def test_score_answers_decision(service: Service) -> None:
     assert (status, reply["outcome"], headers["Content-Type"]) == (200, "approve", "application/json")
     assert "reasons" not in reply
     assert "trace" not in reply
-    assert service.engine.calls == [("submit", "t-1", True, False)]
+    assert service.engine.calls == [("offer", "t-1")]
 
 
 async def test_score_flags_reach_engine_and_reply(service: Service) -> None:
     """commit, explain and trace do what they say."""
     _, reply, _ = await service.call("POST", "/v1/score?commit=false&explain=1&trace=1", BODY)
-    assert service.engine.calls == [("submit", "t-1", False, True)]
+    assert service.engine.calls == [("try_many", 1, True)]
     assert (reply["reasons"], reply["trace"]) == (["R"], {"l1": 1})
 
 
@@ -287,7 +301,7 @@ async def test_batch_array_errors_in_place(service: Service) -> None:
     body = b"[" + BODY + b"," + BODY.replace(b"1299", b"-1") + b"]"
     status, reply, _ = await service.call("POST", "/v1/score/batch?explain=1&commit=0", body)
     assert status == 200
-    assert service.engine.calls == [("submit_many", 2, False, False)]
+    assert service.engine.calls == [("try_many", 2, False)]
     assert [entry["event_id"] for entry in reply] == ["t-1", "t-1"]
     assert reply[0]["reasons"] == ["R"]
     assert reply[1]["error"]["field"] == "amount"
@@ -296,7 +310,7 @@ async def test_batch_array_errors_in_place(service: Service) -> None:
 async def test_batch_trace_comes_with_every_decision(service: Service) -> None:
     """?trace=1 reaches the engine, and each decision carries its trace."""
     status, reply, _ = await service.call("POST", "/v1/score/batch?trace=1", b"[" + BODY + b"," + BODY + b"]")
-    assert (status, service.engine.calls) == (200, [("submit_many", 2, True, True)])
+    assert (status, service.engine.calls) == (200, [("submit_many", 2, TRACES)])
     assert [entry["trace"] for entry in reply] == [{"l1": 1}] * 2
 
 

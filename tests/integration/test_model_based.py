@@ -31,12 +31,14 @@ from features.transaction import Transaction, blank
 from models.card import ARTIFACTS, MODEL_FILE
 from models.onnx_scorer import OnnxScorer
 from service.app import load_model, start_engine
-from service.codec import Label
+from service.codec import MSGPACK, Label
 from service.decide import Decision
+from service.decisions import encode_body
 from service.errors import Conflict, TierUnavailable
 from service.fetch import entity_key
 from service.levels import OFF, ON
 from service.settings import load_settings
+from service.ticket import DECISIONS, Answer
 
 START_TS = 1_767_225_600_000
 MINUTE_MS = 60_000
@@ -152,8 +154,11 @@ class Machine(RuleBasedStateMachine):
         self.score(list(range(N_CARDS)), other, 5, 0, True)
         self.score(list(range(100, 140)), other, 5, 0, False)
 
+    def submit_many(self, txs: list[Transaction]) -> Coroutine[Any, Any, list[Answer]]:
+        return self.engine.submit_many([encode_body(tx) for tx in txs], MSGPACK, DECISIONS)
+
     def _score(self, txs: list[Transaction]) -> None:
-        answers = self.run(self.engine.submit_many(txs))
+        answers = self.run(self.submit_many(txs))
         for tx, answer in zip(txs, answers, strict=True):
             assert isinstance(answer, Decision), answer
             expected = self.oracle.score(tx, answer.lsn)
@@ -172,10 +177,10 @@ class Machine(RuleBasedStateMachine):
         event_id = data.draw(st.sampled_from(sorted(self.oracle.txs)))
         tx, first = self.oracle.txs[event_id], self.oracle.decisions[event_id]
         if change:
-            (answer,) = self.run(self.engine.submit_many([msgspec.structs.replace(tx, amount=tx.amount + 1)]))
+            (answer,) = self.run(self.submit_many([msgspec.structs.replace(tx, amount=tx.amount + 1)]))
             assert isinstance(answer, Conflict)
             return
-        answers = self.run(self.engine.submit_many([tx, tx]))
+        answers = self.run(self.submit_many([tx, tx]))
         for answer in answers:
             assert isinstance(answer, Decision), answer
             assert (answer.replayed, answer.lsn, answer.score) == (True, first.lsn, first.score)

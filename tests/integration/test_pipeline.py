@@ -17,6 +17,7 @@ from service.codec import Label
 from service.decide import Decision
 from service.errors import Conflict, JournalUnavailable, NotReady, Overloaded, ScoringFailed, WeirError
 from service.fetch import entity_key
+from service.ticket import TRACES
 from service.tiers.base import Tier
 
 if TYPE_CHECKING:
@@ -130,13 +131,13 @@ async def test_batch_that_fails_leaves_no_trace(
     elif cause == "no space":
         undo = break_writev(monkeypatch)
     elif cause == "surprise":
-        monkeypatch.setattr("service.pipeline.encode_outcome", None)  # a TypeError, which nobody has listed
+        monkeypatch.setattr(journal, "append_encoded", None)  # a TypeError, which nobody has listed
     else:
         undo = limit_files(running)
     try:
-        answers = await running.engine.submit_many(batch)
+        answers = await running.submit_many(batch)
         with pytest.raises(WeirError):
-            await running.engine.submit(make_tx(1))
+            await running.submit(make_tx(1))
     finally:
         undo()
         pipeline.scorer = real
@@ -174,7 +175,7 @@ async def test_start_after_a_failed_batch_is_not_refused(start: Start, stream: l
     running = await start()
     await running.send(stream[:50])
     running.engine.pipeline.scorer = BrokenScorer(running.scorer, False)
-    answers = await running.engine.submit_many(stream[50:60])
+    answers = await running.submit_many(stream[50:60])
     assert {type(answer) for answer in answers} == {ScoringFailed}
     await running.stop()
     running = await start()
@@ -235,17 +236,17 @@ async def test_same_event_with_other_body_conflicts(start: Start, stream: list[T
     running = await start(*QUIET[1:])
     txs = stream[:60]
     others = [msgspec.structs.replace(tx, amount=tx.amount + 1) for tx in txs]
-    answers = await running.engine.submit_many([*txs, *others])
+    answers = await running.submit_many([*txs, *others])
     assert [isinstance(answer, Conflict) for answer in answers] == [False] * 60 + [True] * 60
-    future = running.engine.submit(stream[60])
+    future = running.submit(stream[60])
     with pytest.raises(Conflict):
-        running.engine.submit(msgspec.structs.replace(stream[60], amount=1))
+        await running.submit(msgspec.structs.replace(stream[60], amount=1))
     assert not (await future).replayed
 
     async def all_conflict() -> None:
         for other in others:
             with pytest.raises(Conflict):
-                running.engine.submit(other)
+                await running.submit(other)
         assert len((await running.assert_true()).lsns) == 61
 
     await all_conflict()
@@ -258,10 +259,10 @@ async def test_same_event_with_other_body_conflicts(start: Start, stream: list[T
 async def test_client_that_hangs_up_loses_nothing(start: Start, stream: list[Transaction]) -> None:
     """A cancelled future or request stops nobody: the events are journaled, decided, and replayed to who asks again."""
     running = await start("bloom.enabled=false")
-    futures = [running.engine.submit(tx) for tx in stream[:20]]
+    futures = [running.submit(tx) for tx in stream[:20]]
     for future in futures:
         future.cancel()
-    request = asyncio.create_task(running.engine.submit_many(stream[20:60]))
+    request = asyncio.create_task(running.submit_many(stream[20:60]))
     await asyncio.sleep(0)
     request.cancel()
     await running.engine.pipeline.drain(5)
@@ -292,11 +293,11 @@ async def test_card_that_misses_holds_back_only_itself(start: Start) -> None:
     running = await start("bloom.enabled=false")
     await running.send([make_tx(0, "warm")])
     tier = slow_down(running, b"card:cold")
-    cold = running.engine.submit(make_tx(1, "cold"))
-    later = running.engine.submit(make_tx(3, "cold"))
-    batch = asyncio.ensure_future(running.engine.submit_many([make_tx(4, "cold"), make_tx(5, "warm")]))
+    cold = running.submit(make_tx(1, "cold"))
+    later = running.submit(make_tx(3, "cold"))
+    batch = asyncio.ensure_future(running.submit_many([make_tx(4, "cold"), make_tx(5, "warm")]))
     assert not await settled(cold)
-    warm = await running.engine.submit(make_tx(2, "other"))
+    warm = await running.submit(make_tx(2, "other"))
     assert not cold.done()
     assert not later.done()
     assert not batch.done()
@@ -312,9 +313,9 @@ async def test_misses_on_one_profile_share_one_read(start: Start) -> None:
     """Ten transactions of ten cards at one unknown merchant ask for the merchant once."""
     running = await start("bloom.enabled=false")
     tier = slow_down(running, b"merchant:m1")
-    futures = [running.engine.submit(make_tx(n, f"c{n}")) for n in range(5)]
+    futures = [running.submit(make_tx(n, f"c{n}")) for n in range(5)]
     assert not await settled(futures[0])
-    futures += [running.engine.submit(make_tx(n, f"c{n}")) for n in range(5, 10)]
+    futures += [running.submit(make_tx(n, f"c{n}")) for n in range(5, 10)]
     assert not await settled(futures[-1])
     tier.gate.set()
     await asyncio.gather(*futures)
@@ -326,11 +327,11 @@ async def test_ticket_behind_two_others_is_scored_once(start: Start) -> None:
     """A request that waits behind two, one of which waits behind the other, is released by the last of them, once."""
     running = await start("bloom.enabled=false")
     tier = slow_down(running, b"card:a")
-    first = asyncio.ensure_future(running.engine.submit_many([make_tx(1, "a"), make_tx(2, "b")]))
+    first = asyncio.ensure_future(running.submit_many([make_tx(1, "a"), make_tx(2, "b")]))
     await asyncio.sleep(0)
-    second = asyncio.ensure_future(running.engine.submit_many([make_tx(3, "a")]))
+    second = asyncio.ensure_future(running.submit_many([make_tx(3, "a")]))
     await asyncio.sleep(0)
-    third = asyncio.ensure_future(running.engine.submit_many([make_tx(4, "b"), make_tx(5, "a")]))
+    third = asyncio.ensure_future(running.submit_many([make_tx(4, "b"), make_tx(5, "a")]))
     assert not await settled(third)
     tier.gate.set()
     answers = [answer for request in (first, second, third) for answer in await request]
@@ -382,14 +383,14 @@ async def test_random_requests_over_a_slow_tier_keep_order_and_count_once(
 async def test_queue_full_is_refused_and_one_less_is_not(start: Start) -> None:
     """With queue.events_max = 4 the fifth waiting transaction is Overloaded; after the drain there is room again."""
     running = await start("queue.events_max=4", "queue.batch_max=4", "bloom.enabled=false")
-    futures = [running.engine.submit(make_tx(n, f"c{n}")) for n in range(4)]
+    futures = [running.submit(make_tx(n, f"c{n}")) for n in range(4)]
     with pytest.raises(Overloaded):
-        running.engine.submit(make_tx(4))
+        running.submit(make_tx(4))
     await asyncio.gather(*futures)
-    assert not (await running.engine.submit(make_tx(4))).replayed
+    assert not (await running.submit(make_tx(4))).replayed
     running.engine.pipeline.is_open = False
     with pytest.raises(NotReady):
-        running.engine.submit(make_tx(5))
+        running.submit(make_tx(5))
 
 
 async def test_labels_move_fraud_counters_once(start: Start, stream: list[Transaction]) -> None:
@@ -436,7 +437,8 @@ async def test_label_raises_fraud_rate_after_its_delay(start: Start) -> None:
     async def features() -> list[float]:
         number = running.engine.journal.next_lsn
         tx = msgspec.structs.replace(probe, event_id=f"p{number}")
-        trace = (await running.engine.submit(tx, trace=True)).trace
+        (decision,) = await running.submit_many([tx], TRACES)
+        trace = decision.trace if isinstance(decision, Decision) else None
         assert trace is not None
         return [trace["features"][name] for name in names]
 
@@ -455,10 +457,10 @@ async def test_label_finds_events_older_than_the_idempotency_window(start: Start
     await wait_until(lambda: len(running.engine.decisions) == 0)
 
     class Forgetful:
-        def maybe_has(self, key: bytes) -> bool:
-            return False
+        def suspects(self, keys: Sequence[bytes]) -> list[int]:
+            return []
 
-        def add(self, key: bytes) -> None:
+        def add_many(self, keys: Sequence[bytes]) -> None:
             pass
 
     running.engine.decisions.maybe = Forgetful()

@@ -422,7 +422,7 @@ def test_command_writes_scores_json_and_page(weir_in_thread: FakeWeir, parquet: 
     [
         (["--url", "http://127.0.0.1:1"], "cannot reach 127.0.0.1:1"),
         (["--url", "ftp://x"], "plain http only"),
-        (["--url", "http://127.0.0.1:1", "--mode", "stream"], "streaming issue"),
+        (["--url", "http://127.0.0.1:1", "--mode", "stream"], "cannot reach 127.0.0.1:1"),
         (["--url", "http://127.0.0.1:1", "--rate", "0"], "not above 0"),
         (["--url", "http://127.0.0.1:1", "--from", "yesterday"], "--from yesterday"),
         (["--url", "http://127.0.0.1:1", "--spec", "nosuch"], "nosuch"),

@@ -142,7 +142,7 @@ async def test_what_is_out_of_time_is_refused_and_changes_nothing(
         last_lsn = running.engine.journal.last_lsn
         refused.append(tx("too far", NOW + FUTURE_MAX + 1))
     mixed = [*refused, tx("in between", NOW, "4"), *refused]
-    for answer, sent in zip(await running.engine.submit_many(mixed), mixed, strict=True):
+    for answer, sent in zip(await running.submit_many(mixed), mixed, strict=True):
         if sent in refused:
             assert isinstance(answer, InvalidEvent)
             assert (answer.status, answer.field) == (422, "ts")
@@ -151,7 +151,7 @@ async def test_what_is_out_of_time_is_refused_and_changes_nothing(
     await running.send([msgspec.structs.replace(one, ts=NOW) for one in refused])  # the same ids, with a time that will do
     if not is_too_far:
         await running.send([tx("a day ahead", NOW + DAY, "5")])  # is now what time it is
-        (answer,) = await running.engine.submit_many([tx("oldest once", NOW - PAST_MAX, "2")])
+        (answer,) = await running.submit_many([tx("oldest once", NOW - PAST_MAX, "2")])
         assert isinstance(answer, InvalidEvent)
     await running.assert_true()
 
@@ -171,7 +171,7 @@ async def test_repeated_events_are_recognised_while_the_clock_steps(start_wall: 
         again = await running.send(earlier)
         assert all(answer.replayed for answer in again)
         assert {answer.event_id: answer.lsn for answer in again} == first
-        (answer,) = await running.engine.submit_many([msgspec.structs.replace(earlier[0], amount=1)])
+        (answer,) = await running.submit_many([msgspec.structs.replace(earlier[0], amount=1)])
         assert isinstance(answer, Conflict)
     lsns = list(first.values())
     assert lsns == sorted(lsns), "LSNs rise, whatever the clock says"
@@ -184,7 +184,7 @@ async def test_checks_follow_the_wall_clock_back(start_wall: Start, wall: WallCl
     running: Running = await start_wall()
     await running.send([tx("before", NOW)])
     wall.ms = NOW - HOUR
-    (answer,) = await running.engine.submit_many([tx("ahead", NOW)])
+    (answer,) = await running.submit_many([tx("ahead", NOW)])
     assert isinstance(answer, InvalidEvent)
     assert "ahead" in str(answer)
     await running.send([tx("late", NOW - HOUR)])

@@ -20,12 +20,14 @@ CLIENTS = {
     "asyncpg": {"service/tiers/postgres.py"},
     "rbloom": {"service/tiers/bloom.py"},
     "pybloom_live": {"service/tiers/bloom.py"},
-    "onnxruntime": {"models/onnx_scorer.py"},
+    "onnxruntime": {"models/onnx_session.py"},
     "cffi": {"gocore/binding.py", "loadgen/bench/scorers/ort.py"},
     "sklearn": {"models/train.py"},
     "onnx": {"models/graph.py"},
     "prometheus_client": {"service/metrics.py"},
-    "httptools": {"loadgen/sender.py", "loadgen/bench/null_server.py"},
+    "httptools": {"service/fastlane.py", "loadgen/sender.py", "loadgen/bench/null_server.py"},
+    "msgpack": {"service/score_stream.py"},
+    "tritonclient": {"tests/e2e/test_inference.py"},
 }
 
 

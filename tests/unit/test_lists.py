@@ -4,10 +4,9 @@ import pytest
 
 from features.plan import compile_plan
 from features.spec import load_spec
-from features.transaction import Transaction
 from service.lists import ListChange, Lists
 
-TX = Transaction("e1", 1_750_000_000_000, 1000, "EUR", "c1", "m1", ip="203.0.113.7")
+TX = ("c1", "m1", None, "203.0.113.7")
 
 
 @pytest.fixture

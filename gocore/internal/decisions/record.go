@@ -51,6 +51,16 @@ func (s *Stored) appendOutcome(dst []byte) []byte {
 	return msgpack.AppendStrings(dst, s.Reasons)
 }
 
+// OutcomeHead begins the outcomes of this format: an array of 6.
+const OutcomeHead = 0x96
+
+// AppendRecord appends what Append does for a decision without a label, of the bytes of its body and its outcome as they stand.
+func AppendRecord(dst []byte, lsn uint64, body, outcome []byte) []byte {
+	dst = msgpack.AppendUint(msgpack.AppendArray(dst, 10), lsn)
+	dst = append(msgpack.AppendBytes(dst, body), outcome[1:]...)
+	return msgpack.AppendUint(msgpack.AppendNil(dst), 0)
+}
+
 // Decode is the inverse of Append. A record may have more fields than are known: they are only ever added at the end.
 func Decode(record []byte) (*Stored, error) {
 	r := msgpack.Reader{Data: record}

@@ -116,15 +116,19 @@ func appendBlock(dst []byte, first uint64, entries []Entry) []byte {
 	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(entries)))
 	for i := range entries {
 		e := &entries[i]
-		dst = append(dst, e.Kind)
-		dst = binary.LittleEndian.AppendUint32(dst, uint32(len(e.Body)))
-		dst = binary.LittleEndian.AppendUint32(dst, uint32(len(e.Decision)))
+		dst = AppendEntryHead(dst, e.Kind, len(e.Body), len(e.Decision))
 		dst = append(append(dst, e.Body...), e.Decision...)
 	}
 	rest := dst[start+blockCheckBytes:]
 	binary.LittleEndian.PutUint32(dst[start:], uint32(len(rest)))
 	binary.LittleEndian.PutUint32(dst[start+4:], crc32.ChecksumIEEE(rest))
 	return dst
+}
+
+// AppendEntryHead appends what stands before the body of an entry and the decision that follows it, of so many bytes each.
+func AppendEntryHead(dst []byte, kind byte, body, decision int) []byte {
+	dst = binary.LittleEndian.AppendUint32(append(dst, kind), uint32(body))
+	return binary.LittleEndian.AppendUint32(dst, uint32(decision))
 }
 
 // decodeEntries takes the entries out of a block whose checksum has been verified; b starts at the first entry.

@@ -95,13 +95,21 @@ func (r *Reader) Int() int64 {
 	}
 }
 
-// Float reads a float64, or an integer as one.
+// Float reads a float64, or a float32 or an integer as one.
 func (r *Reader) Float() float64 {
-	if len(r.Data) > 0 && r.Data[0] != 0xcb {
-		return float64(r.Int())
+	if len(r.Data) == 0 {
+		r.tag()
+		return 0
 	}
-	r.tag()
-	return math.Float64frombits(r.size(8))
+	switch r.Data[0] {
+	case 0xca:
+		r.tag()
+		return float64(math.Float32frombits(uint32(r.size(4))))
+	case 0xcb:
+		r.tag()
+		return math.Float64frombits(r.size(8))
+	}
+	return float64(r.Int())
 }
 
 // String reads text, copied unless Views is set.

@@ -12,8 +12,8 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"weir/gocore/internal/decisions"
 	"weir/gocore/internal/journal"
-	"weir/gocore/internal/msgpack"
 	"weir/gocore/internal/plan"
 	"weir/gocore/internal/score"
 	"weir/gocore/internal/tx"
@@ -29,13 +29,11 @@ const (
 
 // What an entry of another kind is told with, in words: row, LSN, kind, where its body begins, how long it is.
 const (
-	OtherWords  = 5
-	separator   = '\n' // after each id; no id holds one, it is not printable
-	outcomeHead = 0x96 // an array of 6: what the outcomes of this format begin with
-	storedHead  = 0x9a // an array of 10
-	wrapping    = 32   // bytes of a record around its body and outcome, at most
-	idsMax      = 1 << 28
-	tableMin    = 1 << 14
+	OtherWords = 5
+	separator  = '\n' // after each id; no id holds one, it is not printable
+	wrapping   = 32   // bytes of a record around its body and outcome, at most
+	idsMax     = 1 << 28
+	tableMin   = 1 << 14
 )
 
 // blanks begin the ids that were erased: features/transaction.py.
@@ -230,7 +228,7 @@ func (s *Splitter) transaction(arena *score.Arena, j *Job, lsn int64, entry *jou
 
 // record puts the record of a decision behind its key: the array of LSN, body and outcome, and that there is no label.
 func record(j *Job, lsn int64, eventID string, entry *journal.Entry) int {
-	if len(entry.Decision) == 0 || entry.Decision[0] != outcomeHead {
+	if len(entry.Decision) == 0 || entry.Decision[0] != decisions.OutcomeHead {
 		return Left
 	}
 	start := 0
@@ -242,9 +240,7 @@ func record(j *Job, lsn int64, eventID string, entry *journal.Entry) int {
 	}
 	b := append(j.Records[:start], eventID...)
 	j.RecordEnds[2*j.Rows] = int64(len(b))
-	b = msgpack.AppendInt(append(b, storedHead), lsn)
-	b = append(msgpack.AppendBytes(b, entry.Body), entry.Decision[1:]...)
-	b = msgpack.AppendInt(msgpack.AppendNil(b), 0)
+	b = decisions.AppendRecord(b, uint64(lsn), entry.Body, entry.Decision)
 	j.RecordEnds[2*j.Rows+1] = int64(len(b))
 	return More
 }

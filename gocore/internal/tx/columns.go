@@ -28,10 +28,18 @@ func NewRates(currencies map[string]int64) *Rates {
 
 // Columns are the event columns of one checked transaction: docs/plan-format.md. The error is a problem of kind InvalidEvent.
 func (r *Rates) Columns(t *Transaction, out *[plan.Columns]int64) error {
+	if r.TryColumns(t, out) {
+		return nil
+	}
+	shown := []rune(t.Currency)
+	return invalid("currency", Quote(string(shown[:min(len(shown), 16)]))+" has no rate; the spec knows "+r.names)
+}
+
+// TryColumns is Columns for a caller who needs no words; false for a currency without a rate, and then out is as it was.
+func (r *Rates) TryColumns(t *Transaction, out *[plan.Columns]int64) bool {
 	rate, ok := r.millionths[t.Currency]
 	if !ok {
-		shown := []rune(t.Currency)
-		return invalid("currency", Quote(string(shown[:min(len(shown), 16)]))+" has no rate; the spec knows "+r.names)
+		return false
 	}
 	amount := t.Amount
 	if rate != 1_000_000 {
@@ -52,7 +60,7 @@ func (r *Rates) Columns(t *Transaction, out *[plan.Columns]int64) error {
 		out[plan.Lat] = int64(math.RoundToEven(t.Lat*1e6)) + 90_000_000
 		out[plan.Lon] = int64(math.RoundToEven(t.Lon*1e6)) + 180_000_000
 	}
-	return nil
+	return true
 }
 
 // convert is (amount * rate + half) / million. The product may leave an int64: amounts reach 10^10, rates 10^9 and more.

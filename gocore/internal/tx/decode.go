@@ -214,10 +214,14 @@ func (s *scanner) country(field string) (string, *fault) {
 	if utf8.RuneCountInString(text) > 2 {
 		return "", &fault{kind: value, field: field, reason: "expected str of length <= 2"}
 	}
-	if len(text) != 2 || text[0] < 'A' || text[0] > 'Z' || text[1] < 'A' || text[1] > 'Z' {
+	if !isCountry(text) {
 		return "", &fault{kind: value, field: field, reason: "expected str matching regex '^[A-Z]{2}$'"}
 	}
 	return text, nil
+}
+
+func isCountry(text string) bool {
+	return len(text) == 2 && text[0] >= 'A' && text[0] <= 'Z' && text[1] >= 'A' && text[1] <= 'Z'
 }
 
 // str reads a string; given is false for a null where one is allowed.

@@ -53,6 +53,46 @@ func IDOf(field string) func(*Transaction) string {
 	return nil
 }
 
+// IDField is one of the fields that hold an id.
+type IDField int
+
+// The fields that hold ids.
+const (
+	EventID IDField = iota
+	CardID
+	MerchantID
+	DeviceID
+	IP
+)
+
+var idFields = [...]string{"event_id", "card_id", "merchant_id", "device_id", "ip"}
+
+// FieldOf is the id field of that name; false if no id has it.
+func FieldOf(name string) (IDField, bool) {
+	for field := range idFields {
+		if idFields[field] == name {
+			return IDField(field), true
+		}
+	}
+	return 0, false
+}
+
+// ID is the id in that field, "" for none. Unlike a function of IDOf it keeps t where it is.
+func (t *Transaction) ID(field IDField) string {
+	switch field {
+	case EventID:
+		return t.EventID
+	case CardID:
+		return t.CardID
+	case MerchantID:
+		return t.MerchantID
+	case DeviceID:
+		return t.DeviceID
+	default:
+		return t.IP
+	}
+}
+
 // IsPrintable reports what Python's str.isprintable does, in the Unicode version of this Go.
 func IsPrintable(s string) bool {
 	for _, r := range s {

@@ -1,0 +1,174 @@
+package main
+
+// #include "weir.h"
+import "C"
+
+import (
+	"fmt"
+	"unsafe"
+
+	"weir/gocore/internal/encode"
+	"weir/gocore/internal/intake"
+	"weir/gocore/internal/plan"
+	"weir/gocore/internal/score"
+)
+
+const (
+	chunkBytesMax = 8 << 30
+	partsBytesMax = 1 << 24
+	classesMax    = 256 // a class is a byte
+)
+
+//export weir_intake
+func weir_intake(handle C.uint64_t, memory *C.weir_intake_job) (status C.int32_t) {
+	defer recoverTo(&status)
+	p, err := plans.get(uint64(handle))
+	if err == nil {
+		err = p.intakeErr
+	}
+	var job intake.Job
+	if err == nil {
+		err = intakeJob(p.intake, memory, &job)
+	}
+	if err != nil {
+		return statusOf(err)
+	}
+	p.intake.Take(&job)
+	memory.n_left = C.int64_t(job.NumLeft)
+	return C.WEIR_OK
+}
+
+// intakeJob makes of the caller's memory a job that cannot write past it.
+func intakeJob(in *intake.Intake, memory *C.weir_intake_job, j *intake.Job) (err error) {
+	if memory == nil {
+		return fmt.Errorf("job: %w", errNull)
+	}
+	n, err := rowsOf(memory.rows, memory.rows_max)
+	if err != nil {
+		return err
+	}
+	lists := C.int64_t(in.Lists())
+	switch {
+	case memory.format != C.WEIR_JSON && memory.format != C.WEIR_MSGPACK:
+		return fmt.Errorf("%w: format %d", errArgument, int64(memory.format))
+	case memory.id_bytes < C.int64_t(n) || memory.id_bytes > chunkBytesMax/lists:
+		return fmt.Errorf("%w: %d bytes for the ids of %d rows", errArgument, int64(memory.id_bytes), n)
+	}
+	j.Packed, j.IDBytes = memory.format == C.WEIR_MSGPACK, int(memory.id_bytes)
+	for _, part := range [...]struct {
+		what  string
+		start *C.uint8_t
+		n     C.int64_t
+		bytes *[]byte
+	}{
+		{"text", memory.text, memory.text_size, &j.Text}, {"status", memory.status, C.int64_t(n), &j.Status},
+		{"bodies", memory.bodies, memory.bodies_size, &j.Bodies}, {"ids", memory.ids, lists * memory.id_bytes, &j.IDs},
+	} {
+		if *part.bytes, err = spanAt(part.start, part.n, part.what); err != nil {
+			return err
+		}
+	}
+	for _, part := range [...]struct {
+		what  string
+		start *C.int64_t
+		n     C.int64_t
+		words *[]int64
+	}{
+		{"ends", memory.ends, C.int64_t(n), &j.Ends}, {"columns", memory.columns, C.int64_t(n * plan.Columns), &j.Columns},
+		{"body_ends", memory.body_ends, C.int64_t(n), &j.BodyEnds}, {"id_ends", memory.id_ends, lists, &j.IDEnds},
+	} {
+		if *part.words, err = wordsAt(part.start, part.n, part.what); err != nil {
+			return err
+		}
+	}
+	return encode.CheckEnds(j.Ends, len(j.Text), "body")
+}
+
+//export weir_encode
+func weir_encode(memory *C.weir_encode_job) (status C.int32_t) {
+	defer recoverTo(&status)
+	var job encode.Job
+	err := encodeJob(memory, &job)
+	if err == nil {
+		err = encode.Run(&job)
+	}
+	if err != nil {
+		return statusOf(err)
+	}
+	memory.entries_end = C.int64_t(job.EntriesEnd)
+	return C.WEIR_OK
+}
+
+// encodeJob makes of the caller's memory a job that cannot write past it.
+func encodeJob(memory *C.weir_encode_job, j *encode.Job) error {
+	if memory == nil {
+		return fmt.Errorf("job: %w", errNull)
+	}
+	n, err := rowsOf(memory.rows, memory.rows_max)
+	if err != nil {
+		return err
+	}
+	switch {
+	case memory.n_classes < 0 || memory.n_classes > classesMax:
+		return fmt.Errorf("%w: %d classes, not 0 to %d", errArgument, int64(memory.n_classes), classesMax)
+	case memory.separator < 0 || memory.separator > 255:
+		return fmt.Errorf("%w: separator %d is no byte", errArgument, int64(memory.separator))
+	case memory.first_lsn < 0:
+		return fmt.Errorf("%w: an LSN below 0", errArgument)
+	case memory.parts_size > partsBytesMax:
+		return fmt.Errorf("%w: %d bytes of parts, at most %d", errArgument, int64(memory.parts_size), partsBytesMax)
+	}
+	j.FirstLSN, j.Separator = uint64(memory.first_lsn), byte(memory.separator)
+	if j.Risk, err = floatsAt(memory.risk, C.int64_t(n), "risk"); err != nil {
+		return err
+	}
+	for _, part := range [...]struct {
+		what  string
+		start *C.uint8_t
+		n     C.int64_t
+		bytes *[]byte
+	}{
+		{"bodies", memory.bodies, memory.bodies_size, &j.Bodies}, {"event_ids", memory.event_ids, memory.event_ids_size, &j.EventIDs},
+		{"classes", memory.classes, C.int64_t(n), &j.Classes}, {"parts", memory.parts, memory.parts_size, &j.Parts},
+		{"entries", memory.entries, memory.entries_size, &j.Entries}, {"stored", memory.stored, memory.stored_size, &j.Stored},
+		{"replies", memory.replies, memory.replies_size, &j.Replies},
+	} {
+		if *part.bytes, err = spanAt(part.start, part.n, part.what); err != nil {
+			return err
+		}
+	}
+	for _, part := range [...]struct {
+		what  string
+		start *C.int64_t
+		n     C.int64_t
+		words *[]int64
+	}{
+		{"body_ends", memory.body_ends, C.int64_t(n), &j.BodyEnds},
+		{"part_ends", memory.part_ends, encode.PartsOfClass * memory.n_classes, &j.PartEnds},
+		{"stored_ends", memory.stored_ends, C.int64_t(n), &j.StoredEnds}, {"reply_ends", memory.reply_ends, C.int64_t(n), &j.ReplyEnds},
+	} {
+		if *part.words, err = wordsAt(part.start, part.n, part.what); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rowsOf is the number of rows of a chunk.
+func rowsOf(rows, most C.int64_t) (int, error) {
+	if most < 0 || most > score.RowsMax || rows < 0 || rows > most {
+		return 0, fmt.Errorf("%w: %d rows with room for %d, at most %d", errArgument, int64(rows), int64(most), score.RowsMax)
+	}
+	return int(rows), nil
+}
+
+// spanAt is n bytes of the caller's memory, maybe none.
+func spanAt(start *C.uint8_t, n C.int64_t, what string) ([]byte, error) {
+	switch {
+	case start == nil:
+		return nil, fmt.Errorf("%s: %w", what, errNull)
+	case n < 0 || n > chunkBytesMax:
+		return nil, fmt.Errorf("%w: %s: %d bytes, not 0 to %d", errArgument, what, int64(n), int64(chunkBytesMax))
+	}
+	return unsafe.Slice((*byte)(unsafe.Pointer(start)), int(n)), nil
+}

@@ -1,0 +1,104 @@
+"""Bodies of transactions to columns, a chunk at a time, by the core.
+
+What the core takes, service.codec.decode_transaction and features.columns.encode take too, with the same result. What it does
+not understand it leaves (`Taken.left`), and whoever asked decodes that body by those two: they may take it, and have the words
+for what is wrong. Cost, a row of 13 fields: 0.6 µs in the core, without the GIL, 0.3 for the objects made here; alone 6 µs.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gocore.binding import Core
+from gocore.errors import BadArgument
+
+JSON, MSGPACK = 0, 1
+N_COLUMNS: Final = 11
+ID_BYTES_MAX: Final = 513  # of an id with its line feed: 128 characters of 4 bytes
+BODY_GROWTH_MAX: Final = 16  # bytes by which a canonical body is longer than the one that came: lat and lon as small integers
+TEXT_BYTES_MIN: Final = 1 << 16  # room for text; it grows in powers of two
+
+Int64s = npt.NDArray[np.int64]
+
+
+class Taken(NamedTuple):
+    """What became of a chunk of n bodies. A row that was left has columns of 0, an empty body and empty ids.
+
+    left: their numbers, rising. columns: int64 (n, 11). bodies: canonical MessagePack, back to back, body_ends int64 (n,) says
+    where each ends. event_ids and, by kind of the plan, ids: one per row, "" where it has none. event_id_blob: the event ids,
+    each with a line feed after it.
+    """
+
+    left: list[int]
+    columns: Int64s
+    bodies: bytes
+    body_ends: Int64s
+    event_ids: list[str]
+    ids: list[list[str]]
+    event_id_blob: bytes
+
+
+class Intake:
+    """Memory for chunks of up to `rows_max` rows of one plan, of which `n_kinds` has to be the number of kinds.
+
+    The plan's handle has to outlive it. One call at a time. Raises GoCoreError.
+    """
+
+    def __init__(self, core: Core, plan: int, rows_max: int, n_kinds: int) -> None:
+        self._core, self._plan = core, plan
+        self._rows_max, self._n_lists = rows_max, 1 + n_kinds
+        self._ends, self._body_ends = np.zeros((2, rows_max), dtype=np.int64)
+        self._status = np.zeros(rows_max, dtype=np.uint8)
+        self._columns = np.zeros((rows_max, N_COLUMNS), dtype=np.int64)
+        self._id_ends = np.zeros(self._n_lists, dtype=np.int64)
+        self._job: Any = core.new_job("weir_intake_job", {
+            "ends": self._ends, "body_ends": self._body_ends, "status": self._status, "columns": self._columns,
+            "id_ends": self._id_ends,
+        })  # fmt: skip
+        self._job.rows_max = rows_max
+        self._text_bytes = 0
+        self._reserve(TEXT_BYTES_MIN)
+
+    def take(self, bodies: Sequence[bytes | msgspec.Raw], fmt: int) -> Taken:
+        """Decode and check `bodies`; `fmt` is JSON or MSGPACK. Raises BadArgument above rows_max, never for what they hold."""
+        n_rows, job = len(bodies), self._job
+        if n_rows > self._rows_max:
+            raise BadArgument(f"{n_rows} bodies in one chunk, there is room for {self._rows_max}")
+        text = b"".join(bodies)
+        if n_rows == 1:  # NumPy's way takes 2 µs more
+            self._ends[0] = len(text)
+        else:
+            np.cumsum(np.fromiter(map(len, bodies), np.int64, n_rows), out=self._ends[:n_rows])
+        if len(text) > self._text_bytes:
+            self._reserve(len(text))
+        pointer = self._core.bytes_in(text)
+        job.text, job.text_size, job.rows, job.format = pointer, len(text), n_rows, fmt
+        status = self._core.call_intake(self._plan, job)
+        if status:
+            self._core.check(status)
+        body_ends = self._body_ends[:n_rows].copy()
+        blobs = [view[:size].tobytes() for view, size in zip(self._lists, self._id_ends.tolist(), strict=True)]
+        ids = [blob[:-1].decode().split("\n") if n_rows else [] for blob in blobs]  # a line feed ends the last one too
+        return Taken(
+            np.flatnonzero(self._status[:n_rows]).tolist() if job.n_left else [],
+            self._columns[:n_rows].copy(),
+            self._body_bytes[: body_ends.item(-1) if n_rows else 0].tobytes(),
+            body_ends,
+            ids[0],
+            ids[1:],
+            blobs[0],
+        )
+
+    def _reserve(self, text_bytes: int) -> None:
+        """Room for whatever that much text can become. What is not written to costs no memory."""
+        self._text_bytes = 1 << (text_bytes - 1).bit_length()
+        id_bytes = min(self._text_bytes + self._rows_max, ID_BYTES_MAX * self._rows_max)
+        bodies = np.empty(self._text_bytes + BODY_GROWTH_MAX * self._rows_max, dtype=np.uint8)
+        ids = np.empty(self._n_lists * id_bytes, dtype=np.uint8)
+        self._core.point(self._job, {"bodies": bodies, "ids": ids})
+        self._job.bodies_size, self._job.id_bytes = bodies.size, id_bytes
+        self._body_bytes = bodies.data
+        self._lists = [ids[start : start + id_bytes].data for start in range(0, ids.size, id_bytes)]

@@ -1,0 +1,103 @@
+"""A batch: the rows of some tickets that are scored together, and the thread of the Go core that may do it.
+
+A batch fills the arena, keeps the pre-images of its profiles, and ends in one of two ways: concluded, or restored.
+"""
+
+import os
+import select
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from models.arena import Arena
+from models.scorer import AsideScorer, Scorer
+from service.images import Images
+from service.lookup import slots_of
+from service.rows import concat
+from service.ticket import Ticket
+
+
+class Batch:
+    """Rows in the arena, numbered from `first_lsn`. times: perf_counter at the start and after each stop."""
+
+    __slots__ = (
+        "arena",
+        "degraded",
+        "first_lsn",
+        "images",
+        "n_rows",
+        "rows",
+        "scorer",
+        "slots",
+        "tickets",
+        "times",
+        "vectors",
+        "waves",
+    )
+
+    def __init__(self, tickets: Sequence[Ticket], arena: Arena, first_lsn: int, scorer: Scorer) -> None:
+        self.tickets = tickets
+        self.rows = tickets[0].rows if len(tickets) == 1 else concat([ticket.rows for ticket in tickets])
+        self.slots = slots_of(tickets)
+        self.n_rows = n = len(self.rows)
+        self.arena = arena
+        self.first_lsn = first_lsn
+        self.scorer = scorer
+        self.waves = 0
+        self.vectors: npt.NDArray[np.float32] | None = None  # a copy of the arena's, if traces are wanted
+        arena.lsns[:n] = np.arange(first_lsn, first_lsn + n)
+        arena.slots[:n] = self.slots
+        arena.columns[:n] = self.rows.columns
+        self.images = Images(arena.slabs, self.slots)
+        self.degraded: dict[int, tuple[str, ...]] = {}
+        at = 0
+        for ticket in tickets:
+            for row, levels in ticket.degraded.items():
+                self.degraded[at + row] = levels
+            at += len(ticket.rows)
+        self.times = [time.perf_counter()]
+
+    @property
+    def last_lsn(self) -> int:
+        return self.first_lsn + self.n_rows - 1
+
+    @property
+    def risks(self) -> npt.NDArray[np.float32]:
+        """float32 (rows,): as the scorer has left them. Raises FloatingPointError if one is no number."""
+        risks = self.arena.risk[: self.n_rows]
+        if not np.isfinite(risks).all():
+            raise FloatingPointError("the model gave a risk score that is no number")
+        return risks
+
+
+class Aside:
+    """One batch at a time on a thread of the core, which signals an eventfd that the loop watches."""
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self.scorer: AsideScorer | None = None
+        self._arena: Arena | None = None
+        self._done = done
+        self._fd = -1
+
+    def start(self, scorer: AsideScorer, arena: Arena, n_rows: int, watch: Callable[[int, Callable[[], None]], object]) -> None:
+        """Hand the arena's first rows over; `done` is called on the loop. `watch`: the loop's add_reader."""
+        if self._fd < 0:
+            self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            watch(self._fd, self._signalled)
+        scorer.submit(arena, n_rows, self._fd)
+        self.scorer, self._arena = scorer, arena
+
+    def wait(self) -> None:
+        """Block until the core is done: a few hundred µs. Raises what scoring raised."""
+        assert self.scorer is not None
+        assert self._arena is not None
+        scorer, self.scorer = self.scorer, None
+        select.select([self._fd], [], [])
+        os.eventfd_read(self._fd)
+        scorer.collect(self._arena)
+
+    def _signalled(self) -> None:
+        if self.scorer is not None:  # else somebody could not wait and has ended it
+            self._done()

@@ -1,0 +1,400 @@
+"""The fast lane: a protocol on uvloop for POST /v1/score, in front of aiohttp on the same connections.
+
+aiohttp alone costs about 45 µs a request. Here a head is parsed (httptools) only when it is met for the first time: a client
+sends the same head again and again, so its bytes are looked up in a table of plain ones. Plain is a POST of one transaction
+without query, with a length and nothing that has to be negotiated. At anything else, malformed or not, the connection goes
+over to aiohttp for good, from the first byte of that request on, once all earlier replies are written: what is not plain is
+never judged here, so that there is one judge. Batches and streams go there too: aiohttp's share of a batch is lost in it
+(docs/adr/0019-fast-lane.md).
+"""
+
+import asyncio
+import re
+import time
+from collections import deque
+from collections.abc import Callable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final, cast
+
+import httptools
+import msgspec
+import structlog
+from aiohttp.http import SERVER_SOFTWARE
+
+from service.auth import KeyRing, Role, require
+from service.codec import MSGPACK, encode_decision, form_of
+from service.errors import PROBLEM_CONTENT_TYPE, RequestTimeout, WeirError, problem
+from service.metrics import Metrics
+from service.score_calls import TYPES, ScoreCalls
+from service.settings import ServerSettings
+from service.ticket import Answer
+
+HEAD_BYTES_MAX: Final = 4_096  # a longer head is not plain; aiohttp's own limits lie above
+HEADS_MAX: Final = 4_096  # plain heads that are remembered
+PENDING_MAX: Final = 64  # requests of one connection under way; what comes after waits in the socket
+BUFFER_BYTES_MAX: Final = 256 * 1024  # unread bytes of one connection while replies are pending
+HEAD_DEADLINE_S: Final = 10.0  # for a whole head, from the connection's first byte or the one that it began with
+IDLE_DEADLINE_S: Final = 75.0  # without a request
+SWEEP_INTERVAL_S: Final = 1.0
+
+_END: Final = b"\r\n\r\n"
+# What RFC 9112 calls a header field, without anything that parsers disagree about.
+_PLAIN_HEAD: Final = re.compile(
+    rb"POST /v1/score HTTP/1\.1(?:\r\n[A-Za-z0-9-]+: ?[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)+\r\n\r\n"
+)
+_START: Final = b"POST /v1/score HTTP/1.1\r\n"
+_PLAIN_SO_FAR: Final = re.compile(
+    re.escape(_START)
+    + rb"(?:[A-Za-z0-9-]+:[\x20-\x7e]*\r\n)*"
+    + rb"(?:[A-Za-z0-9-]*|[A-Za-z0-9-]+:[\x20-\x7e]*\r?|\r)"  # a line that is not all there
+)
+_KNOWN_ONCE: Final = frozenset({b"host", b"content-length", b"content-type", b"authorization", b"connection"})
+_NOT_PLAIN: Final = frozenset(
+    {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"proxy-connection", b"te", b"trailer"}
+)
+FIELDS_MAX: Final = 64  # of a plain head
+_LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,8}")
+
+log = structlog.get_logger("weir.http")
+
+
+class _Head(msgspec.Struct, frozen=True, gc=False):
+    """A plain head: length of the body, its form, the Authorization header."""
+
+    length: int
+    form: int
+    authorization: str | None
+
+
+class _Exchange:
+    """A request under way, and its reply once there is one."""
+
+    __slots__ = ("connection", "form", "reply", "started")
+
+    def __init__(self, connection: "_Connection", form: int) -> None:
+        self.connection = connection
+        self.form = form
+        self.started = time.perf_counter()
+        self.reply: bytes | None = None
+
+    def answered(self, answer: Answer) -> None:
+        """The pipeline's answer."""
+        lane = self.connection.lane
+        if isinstance(answer, WeirError):
+            self.reply = lane.refusal(answer, self.started)
+        else:
+            body = answer if isinstance(answer, bytes) else encode_decision(answer, form=MSGPACK)
+            self.reply = lane.reply(body, self.form, self.started)
+        self.connection.flush()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection until it goes over to aiohttp."""
+
+    def __init__(self, lane: "FastLane") -> None:
+        self.lane = lane
+        self.transport: asyncio.Transport | None = None
+        self.active_at = time.monotonic()  # when a request began or ended last
+        self.pending: deque[_Exchange] = deque()
+        self._buffer = b""
+        self._is_full = False  # the client does not read
+        self._is_paused = False
+        self._is_leaving = False  # for aiohttp, once nothing is pending
+        self._is_ending = False  # closed once nothing is pending
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.lane.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio. What is under way is scored all the same."""
+        self.transport = None
+        self.lane.connections.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        elif not self.pending:
+            self.active_at = time.monotonic()
+        if self._is_leaving or self._is_ending:
+            self._keep(data)
+            return
+        heads, at = self.lane.heads, 0
+        while at < len(data):
+            end = data.find(_END, at, at + HEAD_BYTES_MAX)
+            if end < 0:
+                if len(data) - at >= HEAD_BYTES_MAX or not _may_become_plain(data, at):
+                    self._leave(data[at:])
+                else:
+                    self._keep(data[at:])
+                return
+            end += len(_END)
+            text = data[at:end]
+            head = heads.get(text) or self.lane.learn(text)
+            if head is None:
+                self._leave(data[at:])
+                return
+            if len(data) - end < head.length or len(self.pending) >= PENDING_MAX:
+                self._keep(data[at:])
+                return
+            at = end + head.length
+            self._begin(head, data[end:at])
+
+    def eof_received(self) -> bool:
+        """See asyncio. Replies that are under way are still written; part of a request is nobody's."""
+        self._is_ending = not self._is_leaving
+        self.flush()
+        is_plain = self.transport is not None and self.transport.get_extra_info("sslcontext") is None
+        return is_plain and bool(self.pending)  # TLS knows no half-closed connection
+
+    def pause_writing(self) -> None:
+        """See asyncio: the client does not read its replies, so no more of its requests are read."""
+        self._is_full = True
+        self._pause()
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self._is_full = False
+        self._go_on()
+
+    def flush(self) -> None:
+        """Write the replies that are next in order."""
+        pending, replies = self.pending, []
+        while pending and pending[0].reply is not None:
+            replies.append(pending.popleft().reply)
+        if self.transport is None:
+            return
+        if replies:
+            self.transport.write(b"".join(cast("list[bytes]", replies)))
+            self.active_at = time.monotonic()
+        if not pending:
+            if self._is_leaving:
+                self._hand_over()
+            elif self._is_ending:
+                self.transport.close()
+            else:
+                self._go_on()
+
+    def end(self) -> None:
+        """Take no more requests; close once what is under way is answered."""
+        self._is_ending = True
+        self._pause()
+        self.flush()
+
+    def sweep(self, now: float, body_deadline_s: float) -> None:
+        """End it if its client keeps it open for nothing."""
+        age = now - self.active_at
+        if self.pending or self._is_leaving or self.transport is None:
+            return
+        if not self._buffer:
+            if age > IDLE_DEADLINE_S:
+                self.transport.close()
+        elif _END in self._buffer:
+            if age > body_deadline_s > 0:
+                limit = f"the body did not arrive within server.request_deadline_ms = {body_deadline_s * 1e3:.0f} ms"
+                self._refuse(RequestTimeout(limit, "body"))
+        elif age > HEAD_DEADLINE_S:
+            self._refuse(RequestTimeout(f"the head did not arrive within {HEAD_DEADLINE_S:.0f} s", "head"))
+
+    def _begin(self, head: _Head, body: bytes) -> None:
+        exchange = _Exchange(self, head.form)
+        self.pending.append(exchange)
+        try:
+            self.lane.check(head.authorization)
+            self.lane.calls.offer(body, head.form, exchange.answered)
+        except WeirError as error:
+            exchange.reply = self.lane.refusal(error, exchange.started)
+            self.flush()
+
+    def _refuse(self, error: WeirError) -> None:
+        assert self.transport is not None
+        self._buffer = b""
+        self.transport.write(self.lane.refusal(error, time.perf_counter(), b"Connection: close\r\n"))
+        self.transport.close()
+
+    def _keep(self, data: bytes) -> None:
+        """For later: the rest of a request, or requests that have to wait."""
+        self._buffer = data
+        if self.pending and (len(data) > BUFFER_BYTES_MAX or len(self.pending) >= PENDING_MAX or self._is_leaving):
+            self._pause()
+
+    def _go_on(self) -> None:
+        """Read again, if nothing speaks against it."""
+        if self._is_paused and not (self._is_full or self._is_leaving or self._is_ending or self.transport is None):
+            self._is_paused = False
+            self.transport.resume_reading()
+        if len(self._buffer) > 0 and not self.pending:
+            data, self._buffer = self._buffer, b""
+            self.data_received(data)
+
+    def _pause(self) -> None:
+        if not self._is_paused and self.transport is not None:
+            self._is_paused = True
+            self.transport.pause_reading()
+
+    def _leave(self, data: bytes) -> None:
+        """The connection is aiohttp's from here on, or once the pending replies are written."""
+        self._buffer, self._is_leaving = data, True
+        if self.pending:
+            self._pause()
+        else:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        transport, data = self.transport, self._buffer
+        assert transport is not None
+        self.lane.connections.discard(self)
+        self.transport, self._buffer = None, b""
+        other = self.lane.other()
+        transport.set_protocol(other)
+        other.connection_made(transport)
+        if self._is_paused:
+            transport.resume_reading()
+        if data:
+            other.data_received(data)
+
+
+class FastLane:
+    """Makes the connections' protocols. `other` makes aiohttp's; `check_started` raises until recovery is done."""
+
+    def __init__(
+        self, calls: ScoreCalls, keys: KeyRing, metrics: Metrics, server: ServerSettings,
+        check_started: Callable[[], None], other: Callable[[], asyncio.Protocol],
+    ) -> None:  # fmt: skip
+        self.calls = calls
+        self.other = other
+        self.connections: set[_Connection] = set()
+        self.heads: dict[bytes, _Head] = {}
+        self._role_of = keys.role_of
+        self._check_started = check_started
+        self._requests = metrics.requests
+        self._refused = metrics.refused
+        self._observe = metrics.request_seconds["score",].observe
+        self._body_bytes_max = server.body_bytes_max
+        self._body_deadline_s = server.request_deadline_ms / 1000
+        self._date_s = 0
+        self._rest = b""
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def __call__(self) -> asyncio.Protocol:
+        """A protocol for a new connection."""
+        return _Connection(self)
+
+    def start(self) -> None:
+        """Begin to end connections that are kept open for nothing."""
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+
+    async def stop(self, deadline_s: float) -> None:
+        """Answer what is under way and close every connection, within the deadline."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+        for connection in list(self.connections):
+            connection.end()
+        stop_at = time.monotonic() + deadline_s
+        while self.connections and time.monotonic() < stop_at:  # noqa: ASYNC110  # once, at the stop
+            await asyncio.sleep(0.005)
+        for connection in list(self.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+    def check(self, authorization: str | None) -> None:
+        """Raise WeirError unless a transaction may be scored."""
+        require(self._role_of(authorization), Role.INGEST)
+        self._check_started()
+
+    def learn(self, text: bytes) -> _Head | None:
+        """A head that is met for the first time, if it is a plain one."""
+        head = _parse(text)
+        if head is None or head.length > self._body_bytes_max:
+            return None
+        if len(self.heads) >= HEADS_MAX:
+            self.heads.clear()
+        self.heads[text] = head
+        return head
+
+    def reply(self, body: bytes, form: int, started: float) -> bytes:
+        """A 200 as aiohttp would write it."""
+        self._requests["score", 200] += 1
+        now = time.perf_counter()
+        self._observe(now - started)
+        return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d%b%b" % (
+            TYPES[form].encode(), len(body), self._date(), body,
+        )  # fmt: skip
+
+    def refusal(self, error: WeirError, started: float, more: bytes = b"") -> bytes:
+        """A problem as aiohttp would write it."""
+        self._refused[error.code,] += 1
+        self._requests["score", error.status] += 1
+        self._observe(time.perf_counter() - started)
+        headers = b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in error.headers().items())
+        body = problem(error)
+        return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\n%b%bContent-Length: %d%b%b" % (
+            error.status, HTTPStatus(error.status).phrase.encode(), PROBLEM_CONTENT_TYPE.encode(), headers, more,
+            len(body), self._date(), body,
+        )  # fmt: skip
+
+    def _date(self) -> bytes:
+        """The rest of a head after the length."""
+        now = int(time.time())
+        if now != self._date_s:
+            self._date_s = now
+            self._rest = b"\r\nDate: %b\r\nServer: %b\r\n\r\n" % (
+                formatdate(now, usegmt=True).encode(),
+                SERVER_SOFTWARE.encode(),
+            )
+        return self._rest
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            now = time.monotonic()
+            for connection in list(self.connections):
+                connection.sweep(now, self._body_deadline_s)
+
+
+class _Fields:
+    """What httptools tells of a head."""
+
+    def __init__(self) -> None:
+        self.fields: list[tuple[bytes, bytes]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value))
+
+
+def _parse(text: bytes) -> _Head | None:
+    """The plain head that these bytes are, or None."""
+    if _PLAIN_HEAD.fullmatch(text) is None:
+        return None
+    told = _Fields()
+    try:
+        parser = httptools.HttpRequestParser(told)
+        parser.feed_data(text)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    names = [name for name, _ in told.fields]
+    fields = dict(told.fields)
+    if len(names) > FIELDS_MAX or any(names.count(name) > 1 for name in _KNOWN_ONCE) or not _NOT_PLAIN.isdisjoint(names):
+        return None
+    length = fields.get(b"content-length", b"")
+    if (
+        b"host" not in fields
+        or _LENGTH.fullmatch(length) is None
+        or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive"
+    ):
+        return None
+    content_type = fields.get(b"content-type", b"").decode().partition(";")[0].strip().lower()
+    authorization = fields.get(b"authorization")
+    return _Head(int(length), form_of(content_type), None if authorization is None else authorization.decode())
+
+
+def _may_become_plain(data: bytes, at: int) -> bool:
+    """Whether what has come of a head may be the beginning of a plain one."""
+    return _START.startswith(data[at : at + len(_START)]) and (
+        len(data) - at <= len(_START) or _PLAIN_SO_FAR.fullmatch(data, at) is not None
+    )
