@@ -31,7 +31,7 @@ class Admission:
             suspects = self._decisions.suspects(event_ids)
         else:
             suspects = list(range(len(rows)))
-        refused = self._clock.refused(rows.columns[:, TS])
+        refused = self._clock.refused(rows.columns[:, TS]) if len(rows) else {}
         if not suspects and not refused:
             self._in_flight.enter(rows)
             return rows, sink

@@ -42,8 +42,9 @@ class LookUp:
         slots = np.empty((len(rows), self._n_kinds), dtype=np.int64)
         n_missing = 0
         for kind, entities in enumerate(rows.entities):
-            slots[:, kind] = found = find(kind, entities)
-            n_missing += int(np.count_nonzero(found < 0)) - entities.count("")
+            slots[:, kind] = find(kind, entities)
+            n_missing -= entities.count("")
+        n_missing += int(np.count_nonzero(slots < 0))
         ticket = Ticket(rows, slots, sink, wanted)
         ticket.arrived = self._arrived
         ticket.lookup_seconds = time.perf_counter() - start

@@ -51,6 +51,9 @@ class WriteBehind:
         self._profiles_max = profiles_max
         self._waiting: dict[bytes, bytes] = {}
         self._seen_lsn, self._see_at = 0, 0.0
+        # Entities that are dirty for each of these consumers: a touch changes nothing. At stream rates nearly all are.
+        self._known: list[set[str]] = [set() for _ in plan.kinds]
+        self._known_to: list[Consumer] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     def attach(self, l1: L1, fetcher: Fetcher, levels: Sequence[Level], positions: Sequence[int]) -> None:
@@ -92,6 +95,7 @@ class WriteBehind:
     def drop(self, kind: int, entity: str) -> None:
         """There is no profile of this entity, whatever the journal said of it: nobody lacks it."""
         key = entity_key(self._plan.kinds[kind].name, entity)
+        self._known[kind].discard(entity)
         for consumer in self.consumers:
             consumer.dirty.pop(key, None)
 
@@ -205,7 +209,7 @@ class WriteBehind:
             await asyncio.sleep(self._pause_s(consumer, n_written))
 
     def _pause_s(self, consumer: Consumer, n_written: int) -> float:
-        hurried = n_written == self._batch_max and len(consumer.dirty) > self._profiles_max // 2
+        hurried = n_written == self._batch_max and len(self._waiting) > self._profiles_max // 2
         if hurried or (n_written and not consumer.is_live):
             return 0
         if self._applied.is_recovering and n_written == self._batch_max:
@@ -216,11 +220,16 @@ class WriteBehind:
         """Hand what was touched since the last time to every consumer."""
         self._seen_lsn, self._see_at = self._applied.lsn, time.monotonic() + min(RECOVERY_SEE_S, 10 * self._interval_s)
         live = [consumer for consumer in self.consumers if consumer.is_live]
-        for kind, entities in zip(self._plan.kinds, self._touched.take(), strict=True):
-            for entity, lsn in entities.items():
-                key = entity_key(kind.name, entity)
-                for consumer in live:
-                    consumer.add(key, lsn)
+        if live != self._known_to:
+            self._known_to = live
+            self._known = [set() for _ in self._plan.kinds]
+        for kind, entities, known in zip(self._plan.kinds, self._touched.take(), self._known, strict=True):
+            new = [entity for entity in entities if entity not in known]
+            known.update(new)
+            prefix = entity_key(kind.name, "")
+            keys, lsns = [prefix + entity.encode() for entity in new], [entities[entity] for entity in new]
+            for consumer in live:
+                consumer.add_many(keys, lsns)
         for consumer in live:
             consumer.marked_lsn = max(consumer.marked_lsn, self._seen_lsn)
 
@@ -236,6 +245,8 @@ class WriteBehind:
                 self._see()
             seen_lsn = self._seen_lsn
             keys = consumer.take(self._batch_max, self._partial_keys())
+            for kind, entity in map(self._split, keys):
+                self._known[kind].discard(entity)
             profiles, missing = self._copies(keys)
             if missing:
                 profiles |= await self._from_other_levels(level, missing)
@@ -287,7 +298,7 @@ class WriteBehind:
         """The newest bytes of each key that is in RAM and whole, and the keys that are not in RAM."""
         profiles, missing = {}, []
         for key in keys:
-            kind, entity = split_key(self._plan, key)
+            kind, entity = self._split(key)
             profile = self._l1.peek(kind, entity) or self._waiting.get(key)
             if profile is None:
                 missing.append(key)
@@ -314,9 +325,12 @@ class WriteBehind:
     def _note_lost(self, keys: Sequence[bytes], level: Level) -> None:
         """No level has the newest bytes of these any more (a store went back): to be put together again from the journal."""
         for key in keys:
-            kind, entity = split_key(self._plan, key)
+            kind, entity = self._split(key)
             if entity not in self._l1.index[kind] and key not in self._waiting:
                 self._fetcher.partial.setdefault((kind, entity), [level.name])
+
+    def _split(self, key: bytes) -> tuple[int, str]:
+        return split_key(self._plan, key)
 
     def _partial_keys(self) -> set[bytes]:
         return {entity_key(self._plan.kinds[kind].name, entity) for kind, entity in self._fetcher.partial}
@@ -350,13 +364,13 @@ class WriteBehind:
             if have is None or lsn_of(have) > lsn_of(profile) or is_partial(have):
                 continue
             # In recovery what waits may hold a change that no consumer has heard of yet: each will lack it as soon as it has.
-            if not self._is_unseen(*split_key(self._plan, key)) and not self._must_wait(key):
+            if not self._is_unseen(*self._split(key)) and not self._must_wait(key):
                 del self._waiting[key]
 
     def _sweep_waiting(self) -> None:
         """The same for everything that waits, after a level has become readable or was turned off."""
         for key, profile in list(self._waiting.items()):
-            if not is_partial(profile) and not self._is_unseen(*split_key(self._plan, key)) and not self._must_wait(key):
+            if not is_partial(profile) and not self._is_unseen(*self._split(key)) and not self._must_wait(key):
                 del self._waiting[key]
 
     async def _stored_position(self, consumer: Consumer) -> int:
