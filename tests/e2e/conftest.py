@@ -372,6 +372,20 @@ def rivals(tmp_path_factory: pytest.TempPathFactory, weir_go: tuple[str, ...]) -
             weir.end()
 
 
+@pytest.fixture(scope="module")
+def weir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weir]:
+    """One running `weir serve`, with the stream's clock."""
+    one = Weir(tmp_path_factory.mktemp("weir"), ["time.clock=stream"])
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(one.start())
+        yield one
+        one.stop()
+    finally:
+        loop.close()
+        one.end()
+
+
 @pytest.fixture
 def make_client() -> Callable[[Weir], Client]:
     """A Client of a Weir."""
