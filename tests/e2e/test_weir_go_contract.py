@@ -183,8 +183,7 @@ def codings() -> Iterator[Request]:
         ("bomb", gzip.compress(b" " * 50_000_000, 1), "gzip"),
     ):
         yield Request(f"coding: {name}", path, body, headers={"Content-Encoding": encoding})
-    for kind in (
-        "application/xml",
+    for kind in (  # none that both refuse: weir-go reads no MessagePack, and so names fewer types
         "text/plain",
         "TEXT/PLAIN",
         "application/problem+json",
