@@ -44,9 +44,21 @@ async def begin(running: "Running", txs: Sequence[Transaction]) -> "asyncio.Futu
     return future
 
 
-async def test_large_batch_is_scored_aside_and_small_one_is_not(start: Start, stream: list[Transaction]) -> None:
+@pytest.fixture
+def start_go(start: Start) -> Start:
+    """`start`, with the go scorer, whatever other modules were given."""
+
+    async def begin(*overrides: str) -> "Running":
+        running: Running = await start(*overrides)
+        await running.engine.scorers.use("go", None)
+        return running
+
+    return begin
+
+
+async def test_large_batch_is_scored_aside_and_small_one_is_not(start_go: Start, stream: list[Transaction]) -> None:
     """From ASIDE_ROWS rows on the core's thread scores; the outcome is that of a fresh engine either way."""
-    running = await start(*QUIET)
+    running = await start_go(*QUIET)
     handed: list[int] = []
     begun = running.engine.pipeline._aside.start
 
@@ -63,9 +75,9 @@ async def test_large_batch_is_scored_aside_and_small_one_is_not(start: Start, st
 
 
 @pytest.mark.parametrize("who", ["peek", "label", "list", "erase", "small request"])
-async def test_whoever_needs_the_slabs_ends_the_batch_first(start: Start, stream: list[Transaction], who: str) -> None:
+async def test_whoever_needs_the_slabs_ends_the_batch_first(start_go: Start, stream: list[Transaction], who: str) -> None:
     """A batch that is on the core's thread is whole before anybody reads a profile of it or takes the next LSN."""
-    running = await start(*QUIET)
+    running = await start_go(*QUIET)
     await running.send(stream[:50])
     future = await begin(running, stream[50:850])
     if who == "peek":
@@ -86,9 +98,9 @@ async def test_whoever_needs_the_slabs_ends_the_batch_first(start: Start, stream
     await running.assert_true()
 
 
-async def test_parts_of_a_stream_keep_their_order(start: Start, stream: list[Transaction]) -> None:
+async def test_parts_of_a_stream_keep_their_order(start_go: Start, stream: list[Transaction]) -> None:
     """Parts that are submitted at once, one after the other, have rising LSNs; twins across parts are answered as replays."""
-    running = await start(*QUIET)
+    running = await start_go(*QUIET)
     parts = [stream[:400], stream[400:800], [*stream[800:1_100], stream[0]]]
     futures = [submit(running, part) for part in parts]
     answers = [answer for future in futures for answer in await future]
@@ -103,10 +115,10 @@ async def test_parts_of_a_stream_keep_their_order(start: Start, stream: list[Tra
 
 
 async def test_batch_that_fails_aside_leaves_no_trace(
-    start: Start, stream: list[Transaction], monkeypatch: pytest.MonkeyPatch
+    start_go: Start, stream: list[Transaction], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What collecting raises is every row's error; profiles are as before, LSNs are burnt, and the rows can be sent again."""
-    running = await start(*QUIET)
+    running = await start_go(*QUIET)
     await running.send(stream[:300])
     before = await running.profiles(running.truth().profiles)
     scorer = running.engine.pipeline.scorer
