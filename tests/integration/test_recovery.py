@@ -243,7 +243,7 @@ async def test_stream_clock_goes_on_after_a_clean_restart(start: Start, stream: 
     await running.send(stream[:1000])
     for _ in range(2):
         with pytest.raises(InvalidEvent):
-            running.submit(Transaction("old", stream[0].ts, 1, "EUR", "c1", "m1"))
+            await running.submit(Transaction("old", stream[0].ts, 1, "EUR", "c1", "m1"))
         await running.stop()
         running = await start("time.past_ms_max=86400000")
 
