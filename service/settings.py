@@ -122,7 +122,7 @@ class QueueSettings(Section, frozen=True):
     """Transactions that were read but not scored yet."""
 
     events_max: Annotated[int, Meta(ge=1, le=10_000_000)] = 8_192  # transactions; beyond it 429
-    batch_max: Annotated[int, Meta(ge=1, le=65_536)] = 1_024  # transactions scored in one call
+    batch_max: Annotated[int, Meta(ge=1, le=65_536)] = 512  # transactions scored in one call
 
 
 class DecideSettings(Section, frozen=True):
