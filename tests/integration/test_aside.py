@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.integration.conftest import Running
 
 Start = Callable[..., Any]
-QUIET = ("write_behind.interval_ms=60000", "l2.flush_interval_ms=3600000", "journal.sync=os")
+QUIET = ("write_behind.interval_ms=60000", "l2.flush_interval_ms=3600000", "journal.sync=os", "queue.batch_max=1024")
 
 pytestmark = pytest.mark.skipif(missing_scorer("go") is not None, reason=missing_scorer("go") or "")
 
