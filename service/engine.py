@@ -30,7 +30,7 @@ from service.pipeline import Pipeline
 from service.records import LIST, encode_list_change
 from service.recovery_progress import RecoveryProgress
 from service.scorer_switch import ScorerSwitch
-from service.ticket import REPLIES, Answer
+from service.ticket import REPLIES, Answer, resolve
 from service.tier_switch import TierSwitch
 from service.tiers.bloom import MaybeSet
 from service.tiers.l1 import L1
@@ -92,7 +92,7 @@ class Engine(msgspec.Struct):
         ticket, step, loop = None, self.pipeline.batch_max, asyncio.get_running_loop()
         for start in range(0, len(bodies), step):
             future: asyncio.Future[list[Answer]] = loop.create_future()
-            deliver = functools.partial(_resolve, future)
+            deliver = functools.partial(resolve, future)
             ticket = self.pipeline.submit(bodies[start : start + step], form, deliver, wanted=wanted, after=ticket)
             parts.append(future)
             if len(parts) == PARTS_AHEAD:
@@ -246,8 +246,3 @@ class Engine(msgspec.Struct):
             "misses": bloom.lookups - bloom.negatives,
             "false_positives": bloom.false_positives,
         }
-
-
-def _resolve(future: asyncio.Future[list[Answer]], answers: list[Answer]) -> None:
-    if not future.done():  # the client hung up; what was journaled stays journaled
-        future.set_result(answers)

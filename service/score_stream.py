@@ -8,6 +8,7 @@ line feed counts if the body ended as it should; if the connection broke it neve
 """
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -16,7 +17,7 @@ import msgpack
 from service.codec import JSON, MSGPACK
 from service.errors import BodyTooLarge, MalformedBody, NotReady, Overloaded, WeirError
 from service.score_calls import Flags, ScoreCalls
-from service.ticket import Answer, Ticket
+from service.ticket import Answer, Ticket, resolve
 
 AHEAD: Final = 4  # chunks under way
 ROOM_INTERVAL_S: Final = 0.001  # between two looks whether the pipeline has room
@@ -90,9 +91,10 @@ class ScoreStream:
             await self._under_way.put((part, future))
 
     async def _submit_when_there_is_room(self, rows: list[bytes], future: "asyncio.Future[list[Answer]]") -> None:
+        deliver = functools.partial(resolve, future)
         while True:
             try:
-                self._ticket = self._calls.submit(rows, self._form, future.set_result, self._flags, self._ticket)
+                self._ticket = self._calls.submit(rows, self._form, deliver, self._flags, self._ticket)
                 return
             except Overloaded:
                 await asyncio.sleep(ROOM_INTERVAL_S)

@@ -5,6 +5,7 @@ the loop share one too, as far as nothing holds them up; who has to wait for a p
 same card, goes on in a ticket of its own.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -155,3 +156,9 @@ class Ticket:
 
 def _never(ticket: Ticket, row: int, miss: Miss) -> None:
     raise AssertionError("a ticket that misses nothing hears of no arrival")
+
+
+def resolve(future: "asyncio.Future[list[Answer]]", answers: list[Answer]) -> None:
+    """Deliver answers to a future. Its owner may have hung up, which must not keep the others of a batch from theirs."""
+    if not future.done():  # what was journaled stays journaled
+        future.set_result(answers)

@@ -1,6 +1,7 @@
 """Large batches on the core's thread: whoever needs slabs or journal meanwhile ends them first; failures leave no trace."""
 
 import asyncio
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from service.decide import Decision
 from service.decisions import encode_body
 from service.errors import ScoringFailed
 from service.pipeline import ASIDE_ROWS
-from service.ticket import DECISIONS, Answer
+from service.ticket import DECISIONS, Answer, resolve
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Running
@@ -138,3 +139,16 @@ async def test_batch_that_fails_aside_leaves_no_trace(
     again = await running.send(stream[300:700], batch=400)
     assert again[0].lsn == first_bad + 400
     assert len((await running.assert_true()).lsns) == 700
+
+
+async def test_part_whose_stream_broke_off_keeps_nobody_from_an_answer(start_go: Start, stream: list[Transaction]) -> None:
+    """The future of a stream that has gone is cancelled; whoever shares its batch is answered, and its rows are scored."""
+    running = await start_go(*QUIET)
+    gone: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+    bodies = [encode_body(tx) for tx in stream[:20]]
+    running.engine.pipeline.submit(bodies, MSGPACK, functools.partial(resolve, gone), wanted=DECISIONS)
+    gone.cancel()
+    other = submit(running, stream[20:30])
+    assert len(await other) == 10
+    assert running.engine.pipeline.n_waiting == 0
+    assert len((await running.assert_true()).lsns) == 30
