@@ -7,15 +7,13 @@ again. So a restart, an outage and a toggle are the same thing, and an outage of
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Container, Iterable, Sequence
-from itertools import islice
 
+from service.dirty import Dirty
 from service.levels import DOWN, OFF, Level
 
 Portion = tuple[dict[bytes, int], int]  # keys with the LSN of a change; everything up to this LSN is in them or was before
 
-LOOK_S = 1e-6  # for each dirty key between two looks for the first LSN, which take 0.04 µs a key
 PROBE_INTERVAL_S = 1.0  # between two attempts to reach a level that is down
 
 
@@ -27,28 +25,27 @@ class Consumer:
         self.position = position
         self.marked_lsn = position
         self.is_live = level.state not in (DOWN, OFF)
-        self.dirty: dict[bytes, int] = {}
+        self.dirty = Dirty()
         self.in_flight: dict[bytes, int] = {}
         self.missed: AsyncIterator[Portion] | None = None
         self.needs_complete = False  # the journal alone cannot tell what it lacks
         self.turn = asyncio.Lock()  # held by whoever writes to the level or meets it
         self.has_claimed = False  # the level knows that this run's LSNs are taken
         self.probe_at = 0.0
-        self._look_at = 0.0
         level.lacks = self.holds
 
     def add(self, key: bytes, lsn: int) -> None:
         """`key` was changed by the entry `lsn`; an earlier change that is still unwritten stays the first."""
-        self.dirty.setdefault(key, lsn)
+        self.dirty.add(key, lsn)
 
     def add_many(self, keys: Iterable[bytes], lsns: Iterable[int]) -> None:
-        """`add` each: 0.1 µs."""
-        deque(map(self.dirty.setdefault, keys, lsns), maxlen=0)
+        """`add` for distinct keys."""
+        self.dirty.add_many(keys, lsns)
 
     def forget(self) -> None:
         """The level has to be met anew: what it lacks is read from the journal then."""
         assert not self.in_flight, "a flight that is forgotten is a lost update"
-        self.dirty, self.missed, self.is_live, self.has_claimed = {}, None, False, False
+        self.dirty, self.missed, self.is_live, self.has_claimed = Dirty(), None, False, False
 
     def meet(self, position: int, missed: AsyncIterator[Portion], needs_complete: bool) -> None:
         """The level answered: it stands at `position`, and `missed` gives what has changed since."""
@@ -59,26 +56,16 @@ class Consumer:
     def take(self, n_max: int, but: Container[bytes] = ()) -> list[bytes]:
         """Move up to n_max keys, the oldest first, into flight."""
         assert not self.in_flight, "a flight that is forgotten is a lost update"
-        keys = list(islice((key for key in self.dirty if key not in but), n_max))
-        self.in_flight = {key: self.dirty.pop(key) for key in keys}
-        return keys
+        self.in_flight = self.dirty.take(n_max, but)
+        return list(self.in_flight)
 
     def give_back(self, keys: Sequence[bytes]) -> None:
-        """These keys of the flight were not written: they are dirty again, with their first LSN.
-
-        They go to the end, so that those which cannot be written for now do not keep all others from it.
-        """
-        for key in keys:
-            self.dirty.pop(key, None)
-            self.dirty[key] = self.in_flight.pop(key)
+        """These keys of the flight were not written: they are dirty again, with their first LSN."""
+        self.dirty.put_back({key: self.in_flight.pop(key) for key in keys})
 
     def position_after_flight(self) -> int:
-        """The level's position once the flight is written; an earlier one if so many are dirty that looking takes its time."""
-        now = time.monotonic()
-        if now < self._look_at:
-            return self.position
-        self._look_at = now + LOOK_S * len(self.dirty)
-        return max(self.position, min(self.dirty.values(), default=self.marked_lsn + 1) - 1)
+        """The level's position once the flight is written, or a little less."""
+        return max(self.position, (self.dirty.first_lsn() if self.dirty else self.marked_lsn + 1) - 1)
 
     def holds(self, key: bytes) -> bool:
         """True while the level may lack the newest bytes of `key`."""
@@ -88,7 +75,10 @@ class Consumer:
         """The first change of `key` that the level may lack; None if it has them all."""
         if not self.is_live:
             return self.position + 1
-        return min((maps[key] for maps in (self.dirty, self.in_flight) if key in maps), default=None)
+        lsns = [self.dirty[key]] if key in self.dirty else []
+        if key in self.in_flight:
+            lsns.append(self.in_flight[key])
+        return min(lsns, default=None)
 
     def unwritten(self) -> list[bytes]:
         """The keys that are known to be unwritten."""

@@ -280,10 +280,10 @@ class Pipeline:
 
     def _commit(self, batch: Batch, encoded: Encoded) -> None:
         """The batch is in the journal: what was prepared counts now."""
-        rows, lsns = batch.rows, range(batch.first_lsn, batch.last_lsn + 1)
+        rows = batch.rows
         self._decisions.add_batch(rows.event_ids, encoded.stored, batch.first_lsn, batch.last_lsn)
-        for kind, entities in enumerate(rows.entities):
-            self.touched.mark_many(kind, entities, lsns)
+        for kind, (entities, slots) in enumerate(zip(rows.entities, batch.slots.T, strict=True)):
+            self.touched.mark_rows(kind, entities, slots, batch.first_lsn)
         self._clock.note(int(rows.columns[:, TS].max()))
         self._unpin(batch)
         self.n_batches += 1

@@ -51,9 +51,6 @@ class WriteBehind:
         self._profiles_max = profiles_max
         self._waiting: dict[bytes, bytes] = {}
         self._seen_lsn, self._see_at = 0, 0.0
-        # Entities that are dirty for each of these consumers: a touch changes nothing. At stream rates nearly all are.
-        self._known: list[set[str]] = [set() for _ in plan.kinds]
-        self._known_to: list[Consumer] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     def attach(self, l1: L1, fetcher: Fetcher, levels: Sequence[Level], positions: Sequence[int]) -> None:
@@ -62,6 +59,7 @@ class WriteBehind:
         self._fetcher = fetcher
         self.consumers = [Consumer(level, position) for level, position in zip(levels, positions, strict=True)]
         self.n_written = {level.name: 0 for level in levels}
+        self._touched.reserve([slab.capacity for slab in l1.slabs])
 
     def start(self) -> None:
         """Start one task per level."""
@@ -95,9 +93,11 @@ class WriteBehind:
     def drop(self, kind: int, entity: str) -> None:
         """There is no profile of this entity, whatever the journal said of it: nobody lacks it."""
         key = entity_key(self._plan.kinds[kind].name, entity)
-        self._known[kind].discard(entity)
+        slot = self._l1.index[kind].get(entity)
+        if slot is not None:
+            self._touched.forget(kind, slot)
         for consumer in self.consumers:
-            consumer.dirty.pop(key, None)
+            consumer.dirty.discard(key)
 
     def completable(self) -> list[Consumer]:
         """Those whose copies, old or not, the journal can make new: what each lacks is known, and the journal has it."""
@@ -106,6 +106,7 @@ class WriteBehind:
 
     def on_evict(self, kind: int, entity: str, slot: int) -> None:
         """L1 is about to reuse a slot: keep its bytes if no level has them for sure."""
+        self._touched.forget(kind, slot)
         profile = self._l1.slabs[kind].get(slot)
         if not profile[0]:
             return
@@ -168,7 +169,7 @@ class WriteBehind:
         self._see()
         target = self._seen_lsn
         async with consumer.turn:
-            while _is_written(consumer.level) and consumer.dirty and min(consumer.dirty.values()) <= target:
+            while _is_written(consumer.level) and consumer.dirty and consumer.dirty.first_lsn() <= target:
                 n_before = len(consumer.dirty)
                 await self._write(consumer)
                 if len(consumer.dirty) >= n_before:  # only partial profiles are left
@@ -220,16 +221,11 @@ class WriteBehind:
         """Hand what was touched since the last time to every consumer."""
         self._seen_lsn, self._see_at = self._applied.lsn, time.monotonic() + min(RECOVERY_SEE_S, 10 * self._interval_s)
         live = [consumer for consumer in self.consumers if consumer.is_live]
-        if live != self._known_to:
-            self._known_to = live
-            self._known = [set() for _ in self._plan.kinds]
-        for kind, entities, known in zip(self._plan.kinds, self._touched.take(), self._known, strict=True):
-            new = [entity for entity in entities if entity not in known]
-            known.update(new)
+        for kind, entities in zip(self._plan.kinds, self._touched.take(), strict=True):
             prefix = entity_key(kind.name, "")
-            keys, lsns = [prefix + entity.encode() for entity in new], [entities[entity] for entity in new]
+            keys = [prefix + entity.encode() for entity in entities]
             for consumer in live:
-                consumer.add_many(keys, lsns)
+                consumer.add_many(keys, entities.values())
         for consumer in live:
             consumer.marked_lsn = max(consumer.marked_lsn, self._seen_lsn)
 
@@ -241,12 +237,11 @@ class WriteBehind:
         try:
             if not consumer.is_live:
                 await self._read_on(consumer)
+            self._l1.settle()  # else a copy could have changes of a batch that is not durable yet
             if not self._applied.is_recovering or time.monotonic() >= self._see_at:
                 self._see()
             seen_lsn = self._seen_lsn
             keys = consumer.take(self._batch_max, self._partial_keys())
-            for kind, entity in map(self._split, keys):
-                self._known[kind].discard(entity)
             profiles, missing = self._copies(keys)
             if missing:
                 profiles |= await self._from_other_levels(level, missing)
@@ -279,6 +274,7 @@ class WriteBehind:
                 consumer.missed = None
                 self._see()  # what is marked now was in the journal: only for the others
                 consumer.is_live, consumer.marked_lsn = True, self._seen_lsn
+                self._touched.forget_all()
                 consumer.level.state, consumer.level.reason = ON, ""
                 log.info("level caught up", level=consumer.level.name, dirty=len(consumer.dirty))
                 self._sweep_waiting()
@@ -299,6 +295,9 @@ class WriteBehind:
         profiles, missing = {}, []
         for key in keys:
             kind, entity = self._split(key)
+            slot = self._l1.index[kind].get(entity)
+            if slot is not None:
+                self._touched.forget(kind, slot)
             profile = self._l1.peek(kind, entity) or self._waiting.get(key)
             if profile is None:
                 missing.append(key)

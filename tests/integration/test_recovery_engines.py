@@ -138,7 +138,7 @@ async def test_first_change_that_is_unwritten_is_marked(
     again = await start(*NEVER_FLUSHED, directory="killed")
     again.engine.write_behind._see()
     (consumer,) = again.engine.write_behind.consumers
-    marked = consumer.in_flight | consumer.dirty
+    marked = consumer.in_flight | dict(consumer.dirty.items())
     assert {key: marked.get(key) for key in first_lsns} == first_lsns
 
 
