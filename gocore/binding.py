@@ -38,7 +38,7 @@ from gocore.errors import (
 )
 from gocore.locate import HEADER, LIBRARY, missing_core, onnxruntime_library
 
-ABI_VERSION: Final = 4
+ABI_VERSION: Final = 5
 ADVANCE, DRY, VECTORS, RISK = 1, 2, 4, 8
 DIMENSIONS_MAX: Final = 8
 
@@ -100,6 +100,11 @@ class Core:
         # In the same way: (plan, weir_intake_job) and (weir_encode_job).
         self.call_intake: Callable[[int, Any], int] = self._lib.weir_intake
         self.call_encode: Callable[[Any], int] = self._lib.weir_encode
+        # And those of an index, as weir.h has them.
+        self.call_index_find: Callable[[int, Any, int, Any, int], int] = self._lib.weir_index_find
+        self.call_index_put: Callable[[int, Any, int, int], int] = self._lib.weir_index_put
+        self.call_index_remove: Callable[[int, int, Any, int, Any], int] = self._lib.weir_index_remove
+        self.call_index_ids: Callable[[int, Any, int, Any, int, Any], int] = self._lib.weir_index_ids
         self._uint8s, self._int64s, self._floats = map(self._ffi.typeof, ("uint8_t[]", "int64_t[]", "float[]"))
         self._submitted: dict[int, ArenaMemory] = {}
         self._finalizers: dict[tuple[str, int], weakref.finalize[..., object]] = {}  # by call and handle
@@ -212,7 +217,7 @@ class Core:
         self.check(status)
 
     def new_job(self, struct: str, memory: Mapping[str, Array]) -> Any:
-        """A struct of weir.h whose pointers are these arrays, uint8 or int64, by name; they have to outlive it."""
+        """A struct of weir.h whose pointers are these arrays, uint8, int64 or uint64, by name; they have to outlive it."""
         job = self._ffi.new(f"{struct} *")
         self.point(job, memory)
         return job
@@ -220,7 +225,7 @@ class Core:
     def point(self, job: Any, memory: Mapping[str, Array]) -> None:
         """Set pointers of a job, as new_job does."""
         for name, array in memory.items():
-            setattr(job, name, self._address(array, "uint8_t *" if array.dtype == np.uint8 else "int64_t *"))
+            setattr(job, name, self._address(array, _POINTERS[array.dtype]))
 
     def replay_job(self, memory: Mapping[str, Array]) -> Any:
         """A weir_replay_job, by new_job."""
@@ -237,6 +242,12 @@ class Core:
     def floats_in(self, data: npt.NDArray[np.float32]) -> Any:
         """The same for float32 numbers, without gaps."""
         return self._ffi.from_buffer(self._floats, data)
+
+    def open_index(self) -> int:
+        """A handle for an empty index, weir_index_close gives it back."""
+        handle = self._ffi.new("uint64_t *")
+        self.check(self._lib.weir_index_open(handle))
+        return int(handle[0])
 
     def open_replay(self, plan: int, ids_max: int) -> int:
         """A handle for numbers of ids, weir_replay_close gives it back."""
@@ -347,6 +358,7 @@ class _Forked:
         return refuse
 
 
+_POINTERS: Final = {np.dtype(kind): f"{kind.__name__}_t *" for kind in (np.uint8, np.int64, np.uint64)}
 _ELEMENT_TYPES: Final[dict[Any, int]] = {
     np.dtype(np.float32): 1, np.dtype(np.uint8): 2, np.dtype(np.int8): 3, np.dtype(np.uint16): 4, np.dtype(np.int16): 5,
     np.dtype(np.int32): 6, np.dtype(np.int64): 7, np.dtype(np.bool_): 9, np.dtype(np.float16): 10, np.dtype(np.float64): 11,

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gocore.binding import Core
 from gocore.errors import BadArgument
+from gocore.index import GoIndex
 
 JSON, MSGPACK = 0, 1
 N_COLUMNS: Final = 11
@@ -28,26 +29,29 @@ class Taken(NamedTuple):
     """What became of a chunk of n bodies. A row that was left has columns of 0, an empty body and empty ids.
 
     left: their numbers, rising. columns: int64 (n, 11). bodies: canonical MessagePack, back to back, body_ends int64 (n,) says
-    where each ends. event_ids and, by kind of the plan, ids: one per row, "" where it has none. event_id_blob: the event ids,
-    each with a line feed after it.
+    where each ends. event_ids and, by kind of the plan, ids: one per row, empty where it has none, each with a line feed after
+    it. slots: int64 (n, kinds), where the entities are in the indexes, -1 where they are not; n_missing counts ids that are not
+    there. None without indexes.
     """
 
     left: list[int]
     columns: Int64s
     bodies: bytes
     body_ends: Int64s
-    event_ids: list[str]
-    ids: list[list[str]]
-    event_id_blob: bytes
+    event_ids: bytes
+    ids: list[bytes]
+    slots: Int64s | None
+    n_missing: int
 
 
 class Intake:
     """Memory for chunks of up to `rows_max` rows of one plan, of which `n_kinds` has to be the number of kinds.
 
-    The plan's handle has to outlive it. One call at a time. Raises GoCoreError.
+    The plan's handle has to outlive it. One call at a time. `indexes`: one per kind, in which ids are looked up. Raises
+    GoCoreError.
     """
 
-    def __init__(self, core: Core, plan: int, rows_max: int, n_kinds: int) -> None:
+    def __init__(self, core: Core, plan: int, rows_max: int, n_kinds: int, indexes: Sequence[GoIndex] = ()) -> None:
         self._core, self._plan = core, plan
         self._rows_max, self._n_lists = rows_max, 1 + n_kinds
         self._ends, self._body_ends = np.zeros((2, rows_max), dtype=np.int64)
@@ -59,6 +63,12 @@ class Intake:
             "id_ends": self._id_ends,
         })  # fmt: skip
         self._job.rows_max = rows_max
+        self._indexes = indexes
+        self._slots = np.zeros((rows_max, len(indexes)), dtype=np.int64)
+        if indexes:
+            self._handles = np.array([index.handle for index in indexes], dtype=np.uint64)
+            core.point(self._job, {"indexes": self._handles, "slots": self._slots})
+            self._job.n_indexes = len(indexes)
         self._text_bytes = 0
         self._reserve(TEXT_BYTES_MIN)
 
@@ -80,8 +90,7 @@ class Intake:
         if status:
             self._core.check(status)
         body_ends = self._body_ends[:n_rows].copy()
-        blobs = [view[:size].tobytes() for view, size in zip(self._lists, self._id_ends.tolist(), strict=True)]
-        ids = [blob[:-1].decode().split("\n") if n_rows else [] for blob in blobs]  # a line feed ends the last one too
+        ids = [view[:size].tobytes() for view, size in zip(self._lists, self._id_ends.tolist(), strict=True)]
         return Taken(
             np.flatnonzero(self._status[:n_rows]).tolist() if job.n_left else [],
             self._columns[:n_rows].copy(),
@@ -89,7 +98,8 @@ class Intake:
             body_ends,
             ids[0],
             ids[1:],
-            blobs[0],
+            self._slots[:n_rows].copy() if self._indexes else None,
+            job.n_missing,
         )
 
     def _reserve(self, text_bytes: int) -> None:

@@ -295,7 +295,7 @@ def _build(
     q = settings.queue
     pipeline = Pipeline(
         plan, l1, fetcher, scorer, card.model, policy, lists, decisions, journal, touched, clock,
-        open_codec(plan, q.batch_max), q.events_max, q.batch_max,
+        open_codec(plan, q.batch_max, l1.indexes), q.events_max, q.batch_max,
     )  # fmt: skip
     feed = None
     if stores.ledger is not None:

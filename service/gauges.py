@@ -16,7 +16,7 @@ def watch_engine(metrics: Metrics, engine: Engine) -> None:
     metrics.watch("recovery_seconds", lambda: recovery.seconds)
     metrics.watch("recovery_cpu_seconds", lambda: recovery.cpu_seconds)
     metrics.watch("queue_events", lambda: pipeline.n_waiting)
-    metrics.watch("l1_profiles", lambda: {k.name: len(i) for k, i in zip(engine.plan.kinds, l1.index, strict=True)})
+    metrics.watch("l1_profiles", lambda: {k.name: len(s) for k, s in zip(engine.plan.kinds, l1.sieves, strict=True)})
     metrics.watch("l1_bytes", lambda: l1.bytes_used)
     metrics.watch("journal_bytes", lambda: journal.bytes_total)
     metrics.watch("journal_bytes_max", lambda: journal.bytes_max)

@@ -155,7 +155,7 @@ class _Tiers:
                 key = entity_key("card", entity)
                 batch[key] = profile
                 self.l1.slabs[0].put(self.l1.claim(0, entity), profile)
-                self.l1.unpin(0, self.l1.index[0][entity])
+                self.l1.unpin(0, self.l1.slot_of(0, entity))
                 self.bloom.add(key)
             for tier in (self.l2, self.redis, self.postgres):
                 await tier.put(batch, start + PUT_KEYS)

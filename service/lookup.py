@@ -38,13 +38,11 @@ class LookUp:
         scored at once, and there is none if there are none.
         """
         start = time.perf_counter()
-        find = self._l1.find_rows
-        slots = np.empty((len(rows), self._n_kinds), dtype=np.int64)
-        n_missing = 0
-        for kind, entities in enumerate(rows.entities):
-            slots[:, kind] = find(kind, entities)
-            n_missing -= entities.count("")
-        n_missing += int(np.count_nonzero(slots < 0))
+        slots, n_missing = rows.slots, rows.n_missing
+        if slots is None:
+            slots = self._l1.find_rows(rows.entities)
+            n_missing = int(np.count_nonzero(slots < 0)) - sum(ids.count("") for ids in rows.entities)
+        self._l1.visit_rows(slots)
         ticket = Ticket(rows, slots, sink, wanted)
         ticket.arrived = self._arrived
         ticket.lookup_seconds = time.perf_counter() - start
@@ -64,11 +62,15 @@ class LookUp:
         waits: dict[int, Wait] = {}
         slots = ticket.slots
         for kind, entities in enumerate(ticket.rows.entities):
+            asked: set[str] = set()
             for row in np.flatnonzero(slots[:, kind] < 0).tolist():
-                if not entities[row]:
+                entity = entities[row]
+                if not entity:
                     continue
                 wait = waits.get(row) or Wait(row)
-                slot, source = self._fetcher.find(kind, entities[row], wait.arrived)
+                find = self._fetcher.find if entity in asked else self._fetcher.find_below
+                asked.add(entity)
+                slot, source = find(kind, entity, wait.arrived)
                 if slot >= 0:
                     slots[row, kind] = slot
                     if source != L1_HIT:

@@ -148,8 +148,8 @@ class Partials:
         if self._fetcher.partial.pop((kind, entity), None) is None:
             return  # erased meanwhile
         profile = rebuild.slabs[kind].get(rebuild.index[kind][entity])
-        slot = self._l1.index[kind].get(entity)
-        if slot is not None and not is_tombstone(profile):
+        slot = self._l1.slot_of(kind, entity)
+        if slot >= 0 and not is_tombstone(profile):
             self._l1.slabs[kind].put(slot, profile)
         elif profile[0]:
             # Even if it is what was stored: a level that was thought to lack it is given it, and is not asked about again.

@@ -282,8 +282,7 @@ class Pipeline:
         """The batch is in the journal: what was prepared counts now."""
         rows = batch.rows
         self._decisions.add_batch(rows.event_ids, encoded.stored, batch.first_lsn, batch.last_lsn)
-        for kind, (entities, slots) in enumerate(zip(rows.entities, batch.slots.T, strict=True)):
-            self.touched.mark_rows(kind, entities, slots, batch.first_lsn)
+        self.touched.mark_rows(batch.slots, batch.first_lsn)
         self._clock.note(int(rows.columns[:, TS].max()))
         self._unpin(batch)
         self.n_batches += 1

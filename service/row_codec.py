@@ -21,7 +21,7 @@ from service.errors import InvalidEvent, WeirError
 from service.journal import TX
 from service.journal_format import encode_entries
 from service.records import encode_outcome
-from service.rows import Rows, ends_of
+from service.rows import Rows, ends_of, to_lines
 
 Refused = dict[int, WeirError]  # by the number of the body
 
@@ -77,8 +77,8 @@ class ReferenceCodec:
         """Checked transactions and their columns as Rows."""
         packed = [encode_body(tx) for tx in txs]
         return Rows(
-            [tx.event_id for tx in txs],
-            [[getattr(tx, kind.id_field) or "" for tx in txs] for kind in self._plan.kinds],
+            to_lines([tx.event_id for tx in txs]),
+            [to_lines([getattr(tx, kind.id_field) or "" for tx in txs]) for kind in self._plan.kinds],
             np.array(columns, dtype=np.int64).reshape(len(txs), len(COLUMNS)),
             b"".join(packed),
             ends_of(packed),

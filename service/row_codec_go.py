@@ -15,11 +15,13 @@ from features.plan import Plan
 from gocore.binding import load_core
 from gocore.encode import CLASSES_MAX, Encoder, Parts
 from gocore.errors import GoCoreError
+from gocore.index import GoIndex
 from gocore.intake import Intake
 from gocore.locate import missing_core
 from service.decide import Conclusion
 from service.row_codec import Encoded, ReferenceCodec, Refused, RowCodec
 from service.rows import Rows, concat
+from service.tiers.index import Index
 
 log = structlog.get_logger(__name__)
 
@@ -28,21 +30,26 @@ _PARTS_MAX = 1_024  # remembered sets of conclusions
 
 
 class GoCodec:
-    """See RowCodec. `rows_max`: of one call. Raises GoCoreError."""
+    """See RowCodec. `rows_max`: of one call. `indexes`: of L1; if they are the core's, rows come with slots. Raises
+    GoCoreError.
+    """
 
-    def __init__(self, plan: Plan, rows_max: int) -> None:
+    def __init__(self, plan: Plan, rows_max: int, indexes: Sequence[Index] = ()) -> None:
         core = load_core()
         handle = core.load_plan(plan.to_bytes())
         core.release_with(self, "weir_plan_close", handle)
         self._reference = ReferenceCodec(plan)
-        self._intake = Intake(core, handle, rows_max, len(plan.kinds))
+        self._indexes = [index for index in indexes if isinstance(index, GoIndex)]
+        self._intake = Intake(core, handle, rows_max, len(plan.kinds), self._indexes)
         self._encoder = Encoder(core, rows_max)
         self._parts: dict[tuple[tuple[Conclusion, ...], str, str], Parts] = {}
 
     def decode(self, bodies: Sequence[bytes], form: int) -> tuple[Rows, Refused]:
         """See RowCodec."""
         taken = self._intake.take(bodies, form)
-        rows = Rows(taken.event_ids, taken.ids, taken.columns, taken.bodies, taken.body_ends)
+        rows = Rows(
+            taken.event_ids, taken.ids, taken.columns, taken.bodies, taken.body_ends, taken.slots, taken.n_missing
+        )  # fmt: skip
         return (rows, {}) if not taken.left else self._with_left(rows, taken.left, bodies, form)
 
     def _with_left(self, rows: Rows, left: Sequence[int], bodies: Sequence[bytes], form: int) -> tuple[Rows, Refused]:
@@ -62,8 +69,7 @@ class GoCodec:
         assert len(rows)
         assert len(conclusions) <= CLASSES_MAX
         parts = self._parts_of(tuple(conclusions), model, scorer)
-        event_ids = ("\n".join(rows.event_ids) + "\n").encode()
-        encoded = self._encoder.encode(first_lsn, risks, rows.bodies, rows.ends, event_ids, classes, parts)
+        encoded = self._encoder.encode(first_lsn, risks, rows.bodies, rows.ends, rows.event_id_lines, classes, parts)
         cut, ends = encoded.replies.__getitem__, encoded.reply_ends
         replies = list(map(cut, map(slice, [0, *ends[:-1]], [end - 1 for end in ends])))  # without the separator
         return Encoded(encoded.entries, encoded.stored, replies)
@@ -86,11 +92,11 @@ def _parts(c: Conclusion, model: str, scorer: str) -> tuple[bytes, bytes, bytes]
     return tail, middle, b',"replayed":false,"degraded":%b}' % json(c.degraded)
 
 
-def open_codec(plan: Plan, rows_max: int) -> RowCodec:
+def open_codec(plan: Plan, rows_max: int, indexes: Sequence[Index] = ()) -> RowCodec:
     """The core's codec where the core is there and works, whichever engine scores; else the reference."""
     if missing_core() is None:
         try:
-            return GoCodec(plan, rows_max)
+            return GoCodec(plan, rows_max, indexes)
         except GoCoreError as error:
             log.warning("rows are decoded by the reference", problem=str(error))
     return ReferenceCodec(plan)

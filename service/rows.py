@@ -1,34 +1,62 @@
 """Rows: transactions of one request, stream chunk or turn of the loop, decoded, column by column.
 
-Everything on the way of a transaction works on Rows, so that Python touches a column, not a row. A column of text is a list
-of str, since the indexes of the tiers are dicts; bodies stand one behind the other in one block of bytes.
+Everything on the way of a transaction works on Rows, so that Python touches a column, not a row. Ids stand in lines, bodies one
+behind the other in one block of bytes; lists of str are made of ids only where somebody asks for them, which nobody does for an
+event of known entities.
 """
 
 from collections.abc import Sequence
 from itertools import chain
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 Int64s = npt.NDArray[np.int64]
 
 
-class Rows(msgspec.Struct, gc=False):
-    """Checked transactions. entities: a list per kind of the plan, "" where a transaction names none.
+class Rows:
+    """Checked transactions. event_id_lines and, by kind of the plan, entity_lines: an id per row, empty where the transaction
+    names none, each with a line feed after it.
 
     columns: int64 (rows, len(COLUMNS)), see features.columns. bodies: canonical MessagePack; ends: int64 (rows,), where each
-    ends.
+    ends. slots: int64 (rows, kinds), where L1 had the profiles as the rows were decoded, -1 where there is no id and for those
+    that it had not, of which there are n_missing; None if nobody has looked.
     """
 
-    event_ids: list[str]
-    entities: list[list[str]]
-    columns: Int64s
-    bodies: bytes
-    ends: Int64s
+    __slots__ = (
+        "_entities", "_event_ids", "bodies", "columns", "ends", "entity_lines", "event_id_lines", "n_missing", "slots",
+    )  # fmt: skip
+
+    def __init__(
+        self, event_id_lines: bytes, entity_lines: Sequence[bytes], columns: Int64s, bodies: bytes, ends: Int64s,
+        slots: Int64s | None = None, n_missing: int = 0,
+    ) -> None:  # fmt: skip
+        self.event_id_lines = event_id_lines
+        self.entity_lines = entity_lines
+        self.columns = columns
+        self.bodies = bodies
+        self.ends = ends
+        self.slots = slots
+        self.n_missing = n_missing
+        self._event_ids: list[str] | None = None
+        self._entities: list[list[str]] | None = None
 
     def __len__(self) -> int:
-        return len(self.event_ids)
+        return len(self.ends)
+
+    @property
+    def event_ids(self) -> list[str]:
+        """One per row."""
+        if self._event_ids is None:
+            self._event_ids = from_lines(self.event_id_lines)
+        return self._event_ids
+
+    @property
+    def entities(self) -> list[list[str]]:
+        """A list per kind of the plan, "" where a transaction names none."""
+        if self._entities is None:
+            self._entities = [from_lines(lines) for lines in self.entity_lines]
+        return self._entities
 
     def body(self, row: int) -> bytes:
         """The canonical body of a row."""
@@ -41,27 +69,46 @@ class Rows(msgspec.Struct, gc=False):
     def only(self, numbers: Sequence[int]) -> "Rows":
         """These rows, in this order."""
         bodies = [self.body(number) for number in numbers]
+        entities = [[ids[number] for number in numbers] for ids in self.entities]
+        slots, n_missing = None, 0
+        if self.slots is not None:
+            slots = self.slots[list(numbers)]
+            n_missing = int(np.count_nonzero(slots < 0)) - sum(ids.count("") for ids in entities)
         return Rows(
-            [self.event_ids[number] for number in numbers],
-            [[ids[number] for number in numbers] for ids in self.entities],
+            to_lines([self.event_ids[number] for number in numbers]),
+            [to_lines(ids) for ids in entities],
             self.columns[list(numbers)],
             b"".join(bodies),
             ends_of(bodies),
+            slots,
+            n_missing,
         )
 
 
 def concat(parts: Sequence[Rows]) -> Rows:
-    """All rows, part after part."""
+    """All rows, part after part; their slots are left behind."""
     offsets = np.cumsum([0, *(len(rows.bodies) for rows in parts[:-1])])
-    return Rows(
-        list(chain.from_iterable(rows.event_ids for rows in parts)),
-        [list(chain.from_iterable(of_kind)) for of_kind in zip(*(rows.entities for rows in parts), strict=True)],
+    joined = Rows(
+        b"".join([rows.event_id_lines for rows in parts]),
+        [b"".join(of_kind) for of_kind in zip(*(rows.entity_lines for rows in parts), strict=True)],
         np.concatenate([rows.columns for rows in parts]),
         b"".join([rows.bodies for rows in parts]),
         np.concatenate([rows.ends + offset for rows, offset in zip(parts, offsets, strict=True)]),
     )
+    joined._event_ids = list(chain.from_iterable(rows.event_ids for rows in parts))
+    return joined
 
 
 def ends_of(bodies: Sequence[bytes]) -> Int64s:
     """int64 (rows,): where each body ends when they stand one behind the other."""
     return np.fromiter(map(len, bodies), dtype=np.int64, count=len(bodies)).cumsum()
+
+
+def to_lines(ids: Sequence[str]) -> bytes:
+    """The ids, a line feed after each."""
+    return ("\n".join(ids) + "\n").encode() if ids else b""
+
+
+def from_lines(lines: bytes) -> list[str]:
+    """Inverse of `to_lines`."""
+    return lines[:-1].decode().split("\n") if lines else []

@@ -1,64 +1,86 @@
 """Which profiles have changed since write-behind last looked, and the first LSN that changed each of them.
 
 At stream rates nearly every profile that changes is dirty for every level already, and to say so again changes nothing. So
-each slot of L1 has a flag, "known": its entity is marked here, or dirty for all who are told of changes.
+each slot of L1 has a flag, "known": its entity is marked here, or dirty for all who are told of changes. Who is in L1 is marked
+by slot, and gets its name only when write-behind looks, or as it leaves.
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
-FEW_ROWS = 24  # up to here a loop costs less than NumPy's indexing
+from service.tiers.l1 import FEW_ROWS, L1
 
 
 class Touched:
-    """One dict per kind: id -> LSN of the first change that write-behind has not seen."""
+    """Per kind: the LSN of the first change that write-behind has not seen, by slot or by entity."""
 
     def __init__(self, n_kinds: int) -> None:
         self.n_takes = 0
-        self.by_kind: list[dict[str, int]] = [{} for _ in range(n_kinds)]
-        self._known = [bytearray(b"\x01") for _ in range(n_kinds)]  # the last one is for the slot -1: nothing to mark
+        self._by_entity: list[dict[str, int]] = [{} for _ in range(n_kinds)]
+        self._by_slot: list[dict[int, int]] = [{} for _ in range(n_kinds)]
+        self._known: list[bytearray] = []
 
-    def reserve(self, n_slots: Sequence[int]) -> None:
-        """How many slots L1 has of each kind. All flags are cleared."""
-        self._known = [bytearray(n) + b"\x01" for n in n_slots]
+    def attach(self, l1: L1) -> None:
+        """Whose slots they are; before the first row."""
+        self._l1 = l1
+        self.forget_all()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_entity)) + sum(map(len, self._by_slot))
 
     def mark(self, kind: int, entity: str, lsn: int) -> None:
         """The profile was changed by the entry with this LSN."""
-        self.by_kind[kind].setdefault(entity, lsn)
+        self._by_entity[kind].setdefault(entity, lsn)
 
     def mark_many(self, kind: int, entities: Iterable[str], lsns: Iterable[int]) -> None:
         """`mark` each of the entities of a kind, with its LSN: 0.1 µs each."""
-        deque(map(self.by_kind[kind].setdefault, entities, lsns), maxlen=0)
+        deque(map(self._by_entity[kind].setdefault, entities, lsns), maxlen=0)
 
-    def mark_rows(self, kind: int, entities: Sequence[str], slots: npt.NDArray[np.int64], first_lsn: int) -> None:
-        """`mark` one entity per row, unless that is known. slots: int64 (rows,), -1 = no entity. LSNs begin at `first_lsn`."""
-        known, marked = self._known[kind], self.by_kind[kind]
-        if len(entities) <= FEW_ROWS:
-            for row, slot in enumerate(slots.tolist()):
-                if not known[slot]:
-                    known[slot] = 1
-                    marked.setdefault(entities[row], first_lsn + row)
+    def mark_rows(self, rows: npt.NDArray[np.int64], first_lsn: int) -> None:
+        """The profiles in these slots, int64 (rows, kinds), -1 = none, were changed by the entries from `first_lsn` on."""
+        if len(rows) <= FEW_ROWS:
+            for known, marked, column in zip(self._known, self._by_slot, rows.T.tolist(), strict=True):
+                for row, slot in enumerate(column):
+                    if not known[slot]:
+                        known[slot] = 1
+                        marked.setdefault(slot, first_lsn + row)
             return
-        flags = np.frombuffer(known, dtype=np.uint8)
-        fresh = np.flatnonzero(flags[slots] == 0)
-        if len(fresh):
-            flags[slots[fresh]] = 1
-            for row in fresh.tolist():
-                marked.setdefault(entities[row], first_lsn + row)
+        for known, marked, slots in zip(self._known, self._by_slot, rows.T, strict=True):
+            flags = np.frombuffer(known, dtype=np.uint8)
+            fresh = np.flatnonzero(flags[slots] == 0)
+            if len(fresh):
+                flags[slots[fresh]] = 1
+                deque(map(marked.setdefault, slots[fresh].tolist(), (fresh + first_lsn).tolist()), maxlen=0)
+
+    def has(self, kind: int, entity: str) -> bool:
+        """Whether the entity was changed since write-behind last looked."""
+        return entity in self._by_entity[kind] or self._l1.slot_of(kind, entity) in self._by_slot[kind]
+
+    def leave(self, kind: int, entity: str, slot: int) -> None:
+        """The entity gives up its slot."""
+        self.forget(kind, slot)
+        lsn = self._by_slot[kind].pop(slot, None)
+        if lsn is not None:
+            self.mark(kind, entity, min(lsn, self._by_entity[kind].pop(entity, lsn)))
 
     def forget(self, kind: int, slot: int) -> None:
-        """The next change has to be marked: the slot has another entity, or a copy of its profile is on its way down."""
+        """The next change has to be marked: a copy of the profile is on its way down, or the slot changes hands."""
         self._known[kind][slot] = 0
 
     def forget_all(self) -> None:
         """The same for all: somebody is told of changes from now on who was not."""
-        self.reserve([len(known) - 1 for known in self._known])
+        # The last one is for the slot -1: nothing to mark.
+        self._known = [bytearray(slab.capacity) + b"\x01" for slab in self._l1.slabs]
 
     def take(self) -> list[dict[str, int]]:
-        """Everything marked since the last call."""
+        """Everything marked since the last call, by kind."""
         self.n_takes += 1
-        taken, self.by_kind = self.by_kind, [{} for _ in self.by_kind]
+        taken = self._by_entity
+        for kind, marked in enumerate(self._by_slot):
+            for entity, lsn in zip(self._l1.indexes[kind].ids(list(marked)), marked.values(), strict=True):
+                taken[kind][entity] = min(lsn, taken[kind].get(entity, lsn))
+        self._by_entity, self._by_slot = [{} for _ in taken], [{} for _ in taken]
         return taken

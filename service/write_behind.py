@@ -59,7 +59,7 @@ class WriteBehind:
         self._fetcher = fetcher
         self.consumers = [Consumer(level, position) for level, position in zip(levels, positions, strict=True)]
         self.n_written = {level.name: 0 for level in levels}
-        self._touched.reserve([slab.capacity for slab in l1.slabs])
+        self._touched.attach(l1)
 
     def start(self) -> None:
         """Start one task per level."""
@@ -93,8 +93,8 @@ class WriteBehind:
     def drop(self, kind: int, entity: str) -> None:
         """There is no profile of this entity, whatever the journal said of it: nobody lacks it."""
         key = entity_key(self._plan.kinds[kind].name, entity)
-        slot = self._l1.index[kind].get(entity)
-        if slot is not None:
+        slot = self._l1.slot_of(kind, entity)
+        if slot >= 0:
             self._touched.forget(kind, slot)
         for consumer in self.consumers:
             consumer.dirty.discard(key)
@@ -106,14 +106,14 @@ class WriteBehind:
 
     def on_evict(self, kind: int, entity: str, slot: int) -> None:
         """L1 is about to reuse a slot: keep its bytes if no level has them for sure."""
-        self._touched.forget(kind, slot)
-        profile = self._l1.slabs[kind].get(slot)
-        if not profile[0]:
+        self._touched.leave(kind, entity, slot)
+        profile = self._l1.copy(kind, slot)
+        if profile is None:
             return
         key = entity_key(self._plan.kinds[kind].name, entity)
         if self._is_stateless():
             self._fetcher.partial.pop((kind, entity), None)  # to be looked for in the journal when a level is back
-        elif self._is_unseen(kind, entity) or is_partial(profile) or self._must_wait(key):
+        elif self._touched.has(kind, entity) or is_partial(profile) or self._must_wait(key):
             self._waiting[key] = profile
             return
         self._waiting.pop(key, None)
@@ -138,8 +138,7 @@ class WriteBehind:
     async def known_keys(self) -> AsyncIterator[list[bytes]]:
         """The keys, as of the first step, of all profiles in L1 or waiting, and of all that some level is known to lack."""
         self._see()
-        names = [kind.name for kind in self._plan.kinds]
-        entities = [(name, entity) for name, index in zip(names, self._l1.index, strict=True) for entity in index]
+        entities = [(kind.name, entity) for kind in self._plan.kinds for entity in self._l1.entities(kind.number)]
         keys = [*self._waiting, *self._partial_keys(), *(key for c in self.consumers for key in c.unwritten())]
         for start in range(0, len(keys), CHUNK_KEYS):
             yield keys[start : start + CHUNK_KEYS]
@@ -293,16 +292,20 @@ class WriteBehind:
     def _copies(self, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
         """The newest bytes of each key that is in RAM and whole, and the keys that are not in RAM."""
         profiles, missing = {}, []
-        for key in keys:
-            kind, entity = self._split(key)
-            slot = self._l1.index[kind].get(entity)
-            if slot is not None:
-                self._touched.forget(kind, slot)
-            profile = self._l1.peek(kind, entity) or self._waiting.get(key)
-            if profile is None:
-                missing.append(key)
-            elif not is_partial(profile):
-                profiles[key] = profile
+        for kind in self._plan.kinds:
+            prefix = entity_key(kind.name, "")
+            of_kind = [key for key in keys if key.startswith(prefix)]
+            slots = self._l1.indexes[kind.number].find([key[len(prefix) :].decode() for key in of_kind])
+            for key, slot in zip(of_kind, slots.tolist(), strict=True):
+                profile = None
+                if slot >= 0:
+                    self._touched.forget(kind.number, slot)
+                    profile = self._l1.copy(kind.number, slot)
+                profile = profile or self._waiting.get(key)
+                if profile is None:
+                    missing.append(key)
+                elif not is_partial(profile):
+                    profiles[key] = profile
         return profiles, missing
 
     async def _from_other_levels(self, level: Level, keys: list[bytes]) -> dict[bytes, bytes]:
@@ -325,7 +328,7 @@ class WriteBehind:
         """No level has the newest bytes of these any more (a store went back): to be put together again from the journal."""
         for key in keys:
             kind, entity = self._split(key)
-            if entity not in self._l1.index[kind] and key not in self._waiting:
+            if self._l1.slot_of(kind, entity) < 0 and key not in self._waiting:
                 self._fetcher.partial.setdefault((kind, entity), [level.name])
 
     def _split(self, key: bytes) -> tuple[int, str]:
@@ -333,10 +336,6 @@ class WriteBehind:
 
     def _partial_keys(self) -> set[bytes]:
         return {entity_key(self._plan.kinds[kind].name, entity) for kind, entity in self._fetcher.partial}
-
-    def _is_unseen(self, kind: int, entity: str) -> bool:
-        """Changed, and no consumer knows of it yet."""
-        return entity in self._touched.by_kind[kind]
 
     def _is_stateless(self) -> bool:
         """True if every level is off: nothing is kept below L1, and the journal has it all."""
@@ -363,13 +362,13 @@ class WriteBehind:
             if have is None or lsn_of(have) > lsn_of(profile) or is_partial(have):
                 continue
             # In recovery what waits may hold a change that no consumer has heard of yet: each will lack it as soon as it has.
-            if not self._is_unseen(*self._split(key)) and not self._must_wait(key):
+            if not self._touched.has(*self._split(key)) and not self._must_wait(key):
                 del self._waiting[key]
 
     def _sweep_waiting(self) -> None:
         """The same for everything that waits, after a level has become readable or was turned off."""
         for key, profile in list(self._waiting.items()):
-            if not is_partial(profile) and not self._is_unseen(*self._split(key)) and not self._must_wait(key):
+            if not is_partial(profile) and not self._touched.has(*self._split(key)) and not self._must_wait(key):
                 del self._waiting[key]
 
     async def _stored_position(self, consumer: Consumer) -> int:

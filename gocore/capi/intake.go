@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"weir/gocore/internal/encode"
+	"weir/gocore/internal/index"
 	"weir/gocore/internal/intake"
 	"weir/gocore/internal/plan"
 	"weir/gocore/internal/score"
@@ -17,6 +18,7 @@ const (
 	chunkBytesMax = 8 << 30
 	partsBytesMax = 1 << 24
 	classesMax    = 256 // a class is a byte
+	fewKinds      = 8   // up to here no memory is asked for
 )
 
 //export weir_intake
@@ -27,14 +29,21 @@ func weir_intake(handle C.uint64_t, memory *C.weir_intake_job) (status C.int32_t
 		err = p.intakeErr
 	}
 	var job intake.Job
+	var room [fewKinds]*index.Index
 	if err == nil {
 		err = intakeJob(p.intake, memory, &job)
+	}
+	if err == nil && memory.n_indexes != 0 {
+		job.Indexes, err = indexesAt(memory.indexes, memory.n_indexes, p.intake.Lists()-1, room[:0])
+	}
+	if err == nil && job.Indexes != nil {
+		job.Slots, err = wordsAt(memory.slots, memory.rows*memory.n_indexes, "slots")
 	}
 	if err != nil {
 		return statusOf(err)
 	}
 	p.intake.Take(&job)
-	memory.n_left = C.int64_t(job.NumLeft)
+	memory.n_left, memory.n_missing = C.int64_t(job.NumLeft), C.int64_t(job.Missing)
 	return C.WEIR_OK
 }
 

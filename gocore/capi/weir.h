@@ -10,7 +10,7 @@
 #define WEIR_H
 #include <stdint.h>
 
-#define WEIR_ABI_VERSION 4
+#define WEIR_ABI_VERSION 5
 
 #define WEIR_OK 0
 #define WEIR_PANIC 1
@@ -126,7 +126,10 @@ typedef struct {
  * the reference, which may take it or has the words for what is wrong; what does not fit the memory is left too. columns (rows, 11)
  * as in the plan's format; bodies, the canonical MessagePack, back to back, body_ends where each ends. ids: 1 + kinds lists of
  * id_bytes bytes each, the event ids and then the ids of each kind; in each list one id of each row, a line feed after it; id_ends
- * are the bytes used of each. A row that is left has columns of 0, an empty body and empty ids. n_left counts those. */
+ * are the bytes used of each. A row that is left has columns of 0, an empty body and empty ids. n_left counts those.
+ *
+ * Where n_indexes is not 0 it is the number of kinds: slots (rows, kinds) are those of the ids in these indexes, -1 for what is not
+ * there or is no id; n_missing counts the ids that are not there. */
 typedef struct {
     uint8_t *text;
     int64_t text_size;
@@ -143,6 +146,10 @@ typedef struct {
     int64_t id_bytes;
     int64_t *id_ends;
     int64_t n_left;
+    uint64_t *indexes;
+    int64_t n_indexes;
+    int64_t *slots;
+    int64_t n_missing;
 } weir_intake_job;
 
 /* Decided transactions to be written down and answered.
@@ -229,6 +236,19 @@ int32_t weir_replay_close(uint64_t replay);
 /* state gets WEIR_REPLAY_MORE where a block is not all there, or is none; WEIR_REPLAY_FULL where there is no room for the next
  * entry, WEIR_REPLAY_BEYOND where it is above to_lsn, WEIR_REPLAY_LEFT where it cannot be taken here. */
 int32_t weir_replay(uint64_t replay, uint64_t arena, weir_replay_job *job);
+
+/* An index of the ids of one kind: id to slot and back. One call at a time, and none while weir_intake reads it.
+ *
+ * weir_index_put: WEIR_BAD_ARGUMENT if the id is empty or has a slot, or the slot an id. weir_index_remove: into id, of size bytes, goes
+ * who had the slot, written gets its bytes; WEIR_BAD_ARGUMENT if nobody has it. weir_index_find: slots of n ids, a line feed after
+ * each, -1 for what is not there. weir_index_ids: the ids in n slots, a line feed after each, empty where nobody is; `written` gets
+ * the bytes of the whole, WEIR_BAD_ARGUMENT if they are more than size. */
+int32_t weir_index_open(uint64_t *index);
+int32_t weir_index_close(uint64_t index);
+int32_t weir_index_put(uint64_t index, uint8_t *id, int64_t size, int64_t slot);
+int32_t weir_index_remove(uint64_t index, int64_t slot, uint8_t *id, int64_t size, int64_t *written);
+int32_t weir_index_find(uint64_t index, uint8_t *ids, int64_t size, int64_t *slots, int64_t n);
+int32_t weir_index_ids(uint64_t index, int64_t *slots, int64_t n, uint8_t *ids, int64_t size, int64_t *written);
 
 /* Bodies to columns; keeps nothing. The first failure in its arguments leaves all of the memory as it is. */
 int32_t weir_intake(uint64_t plan, weir_intake_job *job);

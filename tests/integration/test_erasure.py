@@ -44,7 +44,7 @@ async def settled(running: "Running") -> None:
     """Write-behind and the ledger have everything."""
     engine = running.engine
     async with asyncio.timeout(15):
-        while sum(engine.write_behind.lags().values()) or any(engine.pipeline.touched.by_kind):  # noqa: ASYNC110
+        while sum(engine.write_behind.lags().values()) or engine.pipeline.touched:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await running.ledger_rows()
 

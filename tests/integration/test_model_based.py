@@ -349,7 +349,7 @@ class Machine(RuleBasedStateMachine):
 
     def _is_settled(self) -> bool:
         engine = self.engine
-        lag = sum(engine.write_behind.lags().values()) + sum(len(marked) for marked in engine.pipeline.touched.by_kind)
+        lag = sum(engine.write_behind.lags().values()) + len(engine.pipeline.touched)
         is_shipped = engine.ledger_feed is not None and engine.ledger_feed.position >= engine.journal.last_lsn
         is_on = all(level.state == ON for level in engine.levels)
         return is_on and is_shipped and not lag and not engine.fetcher.partial and not engine.erasures.pending

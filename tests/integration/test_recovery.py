@@ -27,7 +27,7 @@ async def wait_until_settled(running: "Running", seconds: float = 15) -> None:
     async with asyncio.timeout(seconds):
         while (  # noqa: ASYNC110  # no event tells
             sum(running.engine.write_behind.lags().values())
-            or any(running.engine.pipeline.touched.by_kind)
+            or running.engine.pipeline.touched
             or running.engine.fetcher.partial
             or any(level.state != ON for level in running.engine.levels)
         ):

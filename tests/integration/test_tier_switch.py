@@ -29,7 +29,7 @@ async def all_on(running: "Running") -> None:
         while not (  # noqa: ASYNC110  # no event tells
             all(level.state == ON for level in engine.levels)
             and not any(engine.write_behind.lags().values())
-            and not any(engine.pipeline.touched.by_kind)
+            and not engine.pipeline.touched
             and not engine.fetcher.partial
         ):
             await asyncio.sleep(0.01)

@@ -69,7 +69,7 @@ def settled(running: "Running") -> Callable[[], bool]:
     engine = running.engine
 
     def check() -> bool:
-        lag = sum(engine.write_behind.lags().values()) + sum(len(marked) for marked in engine.pipeline.touched.by_kind)
+        lag = sum(engine.write_behind.lags().values()) + len(engine.pipeline.touched)
         return not lag and not engine.fetcher.partial and all(level.state in (ON, OFF) for level in engine.levels)
 
     return check

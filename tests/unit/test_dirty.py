@@ -2,13 +2,11 @@
 
 import random
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.dirty import EXACT_MAX, SPAN_BITS, Dirty
-from service.touched import FEW_ROWS, Touched
 
 STEPS = st.lists(
     st.one_of(
@@ -75,23 +73,3 @@ def test_dirty_first_lsn_of_many_keys_is_a_close_lower_bound(n_keys: int) -> Non
         dirty.put_back(returned)
         lsns = {key: lsn for key, lsn in lsns.items() if key not in taken} | returned
     assert not dirty
-
-
-@pytest.mark.parametrize("n_rows", [1, FEW_ROWS, FEW_ROWS + 1])
-def test_touched_marks_a_slot_again_only_after_it_was_forgotten(n_rows: int) -> None:
-    """A known slot is not marked, one that was forgotten is, the slot -1 never; a repeated slot has its first LSN."""
-    touched = Touched(1)
-    touched.reserve([8])
-    slots = np.array(([3, -1, 5, 3] * n_rows)[:n_rows], dtype=np.int64)
-    names = {3: "three", -1: "", 5: "five"}
-    entities = [names[slot] for slot in slots.tolist()]
-    touched.mark_rows(0, entities, slots, 100)
-    assert touched.take() == [{"three": 100, "five": 102} if n_rows > 2 else {"three": 100}]
-    touched.mark_rows(0, entities, slots, 200)
-    assert touched.take() == [{}]
-    touched.forget(0, 3)
-    touched.mark_rows(0, entities, slots, 300)
-    assert touched.take() == [{"three": 300}]
-    touched.forget_all()
-    touched.mark_rows(0, entities, slots, 400)
-    assert touched.take() == [{"three": 400, "five": 402} if n_rows > 2 else {"three": 400}]

@@ -87,7 +87,7 @@ class Bench:
             while len(done) < len(entities):  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0)
         for entity in entities:
-            self.l1.unpin(CARD, self.l1.index[CARD][entity])
+            self.l1.unpin(CARD, self.l1.slot_of(CARD, entity))
         assert all(pins == 0 for pins in self.l1.sieves[CARD].pins)
         return [done[number] for number in range(len(entities))]
 
@@ -129,7 +129,7 @@ async def test_find_with_a_level_that_could_not_be_asked_is_unknown_and_partial(
     bench = Bench(plan, Level(top, False), Level(bottom, True))
     assert await bench.find("c1") == [(UNKNOWN, ["postgres"])]
     assert bench.fetcher.partial == {(CARD, "c1"): ["postgres"]}
-    slot_bytes = bench.l1.slabs[CARD].get(bench.l1.index[CARD]["c1"])
+    slot_bytes = bench.l1.slabs[CARD].get(bench.l1.slot_of(CARD, "c1"))
     assert is_partial(slot_bytes)
     assert slot_bytes[0] == 0
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from features.spec import load_spec
 from features.transaction import AMOUNT_MAX, TS_MAX, TS_SECONDS_MAX, InvalidTransaction, Transaction
 from gocore.binding import Core, load_core
 from gocore.errors import BadArgument, BadHandle
+from gocore.index import GoIndex
 from gocore.intake import JSON, MSGPACK, Intake, Taken
 from gocore.locate import missing_core
 from service.codec import decode_packed, decode_transaction
@@ -81,15 +83,20 @@ def bodies_of(taken: Taken) -> list[bytes]:
     return [taken.bodies[start:end] for start, end in pairwise(starts)]
 
 
+def lines_of(lines: bytes) -> list[str]:
+    """Ids with a line feed after each."""
+    assert not lines or lines.endswith(b"\n")
+    return lines.decode().split("\n")[:-1]
+
+
 def agreed(intake: Intake, bodies: Sequence[bytes], fmt: int) -> list[bool]:
     """Which of `bodies` the core takes, after a comparison with the reference."""
     taken = intake.take(bodies, fmt)
     left = set(taken.left)
     assert sorted(left) == taken.left
     assert taken.columns.shape == (len(bodies), 11)
-    lists = [taken.event_ids, *taken.ids]
+    lists = [lines_of(lines) for lines in (taken.event_ids, *taken.ids)]
     assert [len(ids) for ids in lists] == [len(bodies)] * (1 + len(PLAN.kinds))
-    assert taken.event_id_blob == "".join(f"{event_id}\n" for event_id in taken.event_ids).encode()
     fields = ["event_id", *(kind.id_field for kind in PLAN.kinds)]
     for row, (body, canonical) in enumerate(zip(bodies, bodies_of(taken), strict=True)):
         found = [ids[row] for ids in lists]
@@ -320,7 +327,7 @@ def test_take_each_character_of_unicode_only_what_python_prints(intake: Intake) 
         left = set(taken.left)
         accepted = [character for row, character in enumerate(chunk) if row not in left]
         assert all(map(str.isprintable, accepted)), [character for character in accepted if not character.isprintable()]
-        assert [taken.ids[0][row] for row in range(len(chunk)) if row not in left] == accepted
+        assert [entity for row, entity in enumerate(lines_of(taken.ids[0])) if row not in left] == accepted
         n_taken += len(accepted)
     assert n_taken > 30_000
 
@@ -337,12 +344,12 @@ def test_take_chunk_of_any_size_fits(intake: Intake, n_rows: int) -> None:
 def test_take_results_outlive_the_next_call(intake: Intake) -> None:
     """Buffers are used again, results are copies."""
     first = intake.take([as_body(JSON)], JSON)
-    kept = (first.columns.copy(), first.bodies, first.body_ends.copy(), list(first.ids[0]))
+    kept = (first.columns.copy(), first.bodies, first.body_ends.copy(), first.ids[0])
     intake.take([as_body(MSGPACK, card_id="other", amount=7, event_id="a-much-longer-one")] * 3, MSGPACK)
     assert (first.columns == kept[0]).all()
     assert (first.body_ends == kept[2]).all()
     assert (first.bodies, first.ids[0]) == (kept[1], kept[3])
-    assert first.event_ids == ["t-1"]
+    assert first.event_ids == b"t-1\n"
 
 
 def test_take_text_larger_than_the_buffers_grows_them(core: Core, plan: int) -> None:
@@ -359,7 +366,7 @@ def test_take_text_larger_than_the_buffers_grows_them(core: Core, plan: int) -> 
 def test_take_rows_as_msgspec_splits_them(intake: Intake) -> None:
     """Rows of a JSON array are views of it."""
     rows = msgspec.json.decode(b"[" + b",".join([as_body(JSON)] * 3) + b"]", type=list[msgspec.Raw])
-    assert intake.take(rows, JSON).event_ids == ["t-1"] * 3
+    assert intake.take(rows, JSON).event_ids == b"t-1\n" * 3
 
 
 def test_take_on_many_threads_gives_each_its_own(core: Core, plan: int) -> None:
@@ -369,7 +376,7 @@ def test_take_on_many_threads_gives_each_its_own(core: Core, plan: int) -> None:
         own = Intake(core, plan, 64, len(PLAN.kinds))
         bodies = [as_body(JSON, card_id=f"c{number}-{row}") for row in range(64)]
         for _ in range(50):
-            assert own.take(bodies, JSON).ids[0] == [f"c{number}-{row}" for row in range(64)]
+            assert lines_of(own.take(bodies, JSON).ids[0]) == [f"c{number}-{row}" for row in range(64)]
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(8)))
@@ -379,7 +386,41 @@ def test_intake_of_a_plan_with_fewer_kinds_has_their_ids(core: Core) -> None:
     """The lists follow the plan."""
     handle = core.load_plan(HANDBOOK.to_bytes())
     taken = Intake(core, handle, 4, len(HANDBOOK.kinds)).take([as_body(JSON, currency=next(iter(HANDBOOK.currencies)))], JSON)
-    assert taken.ids == [[TX[kind.id_field]] for kind in HANDBOOK.kinds]
+    assert taken.ids == [f"{TX[kind.id_field]}\n".encode() for kind in HANDBOOK.kinds]
     core.close_plan(handle)
     with pytest.raises(BadHandle):
         Intake(core, handle, 4, len(HANDBOOK.kinds)).take([as_body(JSON)], JSON)
+
+
+@pytest.mark.parametrize("n_rows", [1, 31, 32, 33, 128, 129, ROWS_MAX])
+def test_take_with_indexes_gives_the_slots(core: Core, plan: int, n_rows: int) -> None:
+    """Slots of what is there, -1 for what is not, for no id, and for a row that is left; what is not there is counted."""
+    indexes = [GoIndex(core) for _ in PLAN.kinds]
+    own = Intake(core, plan, ROWS_MAX, len(PLAN.kinds), indexes)
+    fields = [kind.id_field for kind in PLAN.kinds]
+    without = next(field for field in fields if field not in ("card_id", "merchant_id"))
+    bodies = []
+    for row in range(n_rows):
+        given = {field: f"{field}-{row}" for field in fields if field != without or row % 2}
+        bodies.append(
+            b"{" if row % 7 == 3 else as_body(JSON, **{without: None}, **given) if row % 2 == 0 else as_body(JSON, **given)
+        )
+    expected = np.full((n_rows, len(fields)), -1, dtype=np.int64)
+    n_missing = 0
+    for kind, field in enumerate(fields):
+        for row in range(n_rows):
+            if row % 7 == 3 or (field == without and row % 2 == 0):
+                continue
+            if row % 3:
+                indexes[kind].put(f"{field}-{row}", 2000 - row)
+                expected[row, kind] = 2000 - row
+            else:
+                n_missing += 1
+    taken = own.take(bodies, JSON)
+    assert taken.slots is not None
+    assert (taken.slots == expected).all()
+    assert taken.n_missing == n_missing
+    assert own.take([], JSON).n_missing == 0
+    core.check(core._lib.weir_index_close(indexes[0].handle))
+    with pytest.raises(BadHandle):
+        own.take(bodies, JSON)

@@ -29,7 +29,7 @@ class Evicted:
         self.entities: list[tuple[int, str, bytes]] = []
 
     def __call__(self, kind: int, entity: str, slot: int) -> None:
-        assert self.l1.index[kind][entity] == slot
+        assert self.l1.slot_of(kind, entity) < 0
         self.entities.append((kind, entity, self.l1.slabs[kind].get(slot)[:4]))
 
 
@@ -88,7 +88,7 @@ def test_pinned_profiles_exceed_the_bound_until_trim(plan: Plan) -> None:
     with pytest.raises(AssertionError):
         l1.claim(CARD, "one too many")
     l1.trim()
-    assert len(l1.index[CARD]) >= 6
+    assert len(l1.sieves[CARD]) >= 6
     for slot in slots:
         l1.unpin(CARD, slot)
     l1.trim()
@@ -143,7 +143,7 @@ def test_random_use_keeps_bound_index_and_bytes(plan: Plan) -> None:
         below |= {(k, e): first for k, e, first in evicted.entities}
         evicted.entities.clear()
         l1.trim()
-        sizes = [len(index) * kind_plan.size for index, kind_plan in zip(l1.index, plan.kinds, strict=True)]
+        sizes = [len(index) * kind_plan.size for index, kind_plan in zip(l1.sieves, plan.kinds, strict=True)]
         assert l1.bytes_used == sum(sizes)
         assert l1.bytes_used <= l1.bytes_max + sum(plan.kinds[k].size for k, _ in pinned)
     assert sum(l1.n_evicted) > 1_000

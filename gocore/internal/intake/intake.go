@@ -9,6 +9,7 @@ package intake
 import (
 	"fmt"
 
+	"weir/gocore/internal/index"
 	"weir/gocore/internal/plan"
 	"weir/gocore/internal/tx"
 )
@@ -19,7 +20,10 @@ const (
 	Left
 )
 
-const separator = '\n' // after each id; no id holds one, it is not printable
+const (
+	separator = '\n' // after each id; no id holds one, it is not printable
+	findRows  = 128
+)
 
 // Job is the bodies of len(Ends) rows and the memory for what becomes of them; Status, Columns (rows, plan.Columns) and BodyEnds have
 // room for as many. IDs holds Lists lists of IDBytes bytes,
@@ -36,6 +40,9 @@ type Job struct {
 	IDBytes  int
 	IDEnds   []int64
 	NumLeft  int
+	Indexes  []*index.Index // of the kinds; without any, no slots are wanted
+	Slots    []int64        // (rows, kinds)
+	Missing  int
 }
 
 // Intake knows which ids and rates a plan wants.
@@ -74,6 +81,28 @@ func (in *Intake) Take(j *Job) {
 			in.leave(j, row)
 		}
 		j.BodyEnds[row] = bodyEnd
+	}
+	in.find(j)
+}
+
+// find looks all ids up, kind after kind: the look-ups of a list do not wait for each other.
+func (in *Intake) find(j *Job) {
+	j.Missing = 0
+	var found [findRows]int64
+	for kind, x := range j.Indexes {
+		list := j.IDs[(kind+1)*j.IDBytes:][:j.IDEnds[kind+1]]
+		for row := 0; row < len(j.Ends); row += findRows {
+			part := found[:min(findRows, len(j.Ends)-row)]
+			rest, missing, err := x.FindMany(list, part)
+			if err != nil {
+				panic(err) // each row has its line feed
+			}
+			list = rest
+			j.Missing += missing
+			for i, slot := range part {
+				j.Slots[(row+i)*len(j.Indexes)+kind] = slot
+			}
+		}
 	}
 }
 

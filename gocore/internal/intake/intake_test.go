@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
+	"weir/gocore/internal/index"
 	"weir/gocore/internal/plan"
 	"weir/gocore/internal/plan/plantest"
 	"weir/gocore/internal/tx"
@@ -202,5 +204,39 @@ func BenchmarkTake(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/256, "ns/row")
 		})
+	}
+}
+
+func TestTake_Indexes_SlotsOfTheIDsThatAreThere(t *testing.T) {
+	in := newIntake(t)
+	indexes := make([]*index.Index, in.Lists()-1)
+	for kind := range indexes {
+		indexes[kind] = index.New()
+	}
+	event, _ := tx.Decode([]byte(full))
+	for kind, field := range in.fields[1:] {
+		if kind != 1 {
+			if err := indexes[kind].Put([]byte(event.ID(field)), 7*kind+3); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	bodies := slices.Repeat([]string{full, "{}"}, 200)
+	j := newJob(in, 100_000, 10_000, bodies...)
+	j.Indexes, j.Slots = indexes, make([]int64, len(bodies)*len(indexes))
+	in.Take(j)
+	for row := range bodies {
+		for kind := range indexes {
+			want := int64(7*kind + 3)
+			if row%2 == 1 || kind == 1 {
+				want = -1
+			}
+			if got := j.Slots[row*len(indexes)+kind]; got != want {
+				t.Fatalf("row %d, kind %d: slot %d, want %d", row, kind, got, want)
+			}
+		}
+	}
+	if j.Missing != 200 {
+		t.Errorf("%d missing, want 200", j.Missing)
 	}
 }
