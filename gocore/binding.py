@@ -39,7 +39,7 @@ from gocore.errors import (
 from gocore.locate import HEADER, LIBRARY, missing_core, onnxruntime_library
 
 ABI_VERSION: Final = 5
-ADVANCE, DRY, VECTORS, RISK = 1, 2, 4, 8
+ADVANCE, DRY, VECTORS, RISK, UNDO = 1, 2, 4, 8, 16
 DIMENSIONS_MAX: Final = 8
 
 _ERRORS: Final[dict[int, type[GoCoreError]]] = {
@@ -215,6 +215,12 @@ class Core:
         if status != _BUSY:
             self._submitted.pop(arena.handle, None)
         self.check(status)
+
+    def undo(self, arena: ArenaMemory, lsn: int) -> None:
+        """Restore what the last run with UNDO has changed, if it began with this LSN. Raises CoreBusy while a call works on the
+        arena.
+        """
+        self.check(self._lib.weir_undo(arena.handle, lsn))
 
     def new_job(self, struct: str, memory: Mapping[str, Array]) -> Any:
         """A struct of weir.h whose pointers are these arrays, uint8, int64 or uint64, by name; they have to outlive it."""

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from features.plan import Plan
-from gocore.binding import ADVANCE, RISK, load_core
+from gocore.binding import ADVANCE, RISK, UNDO, load_core
 from gocore.errors import BadArgument, BadModel
 from gocore.replay import IDS_MAX, Splitter
 from models.arena import Arena
 from models.scorer import ModelError
+
+HOT = ADVANCE | RISK | UNDO
 
 
 class GoScorer:
@@ -34,7 +36,7 @@ class GoScorer:
     def score(self, arena: Arena, n_rows: int) -> int:
         """See Scorer. Raises GoCoreError."""
         core = self._core
-        status = core.call_score(self._model, arena.handle or core.bind(self._plan, arena), 0, n_rows, ADVANCE | RISK)
+        status = core.call_score(self._model, arena.handle or core.bind(self._plan, arena), 0, n_rows, HOT)
         if status:
             core.check(status)
         return 0
@@ -43,11 +45,16 @@ class GoScorer:
         """See AsideScorer. Raises GoCoreError."""
         if not arena.handle:
             self._core.bind(self._plan, arena)
-        self._core.submit(self._model, arena, 0, n_rows, ADVANCE | RISK, event_fd)
+        self._core.submit(self._model, arena, 0, n_rows, HOT, event_fd)
 
     def collect(self, arena: Arena) -> None:
         """See AsideScorer. Raises GoCoreError."""
         self._core.collect(arena)
+
+    def undo(self, arena: Arena, lsn: int) -> None:
+        """See Scorer. Raises GoCoreError."""
+        if arena.handle:
+            self._core.undo(arena, lsn)
 
     def advance(self, arena: Arena, n_rows: int, first: int = 0) -> None:
         """See Scorer. Raises GoCoreError."""

@@ -11,6 +11,7 @@ from features.advance import advance
 from features.plan import Plan
 from features.vector import VectorBuilder
 from models.arena import Arena, Float32s, Int64s
+from models.images import Images
 from models.onnx_session import open_session
 from models.scorer import ModelError
 
@@ -27,15 +28,23 @@ class OnnxScorer:
         self._builder = VectorBuilder(plan)
         self._session = open_session(model_file)
         self._outputs = [OUTPUT]
+        self._images: tuple[int, Images] | None = None  # of the last batch, and its first LSN
         self._check(model_file)
 
     def score(self, arena: Arena, n_rows: int) -> int:
         """See Scorer. Raises what numpy or onnxruntime raise."""
+        self._images = (int(arena.lsns[0]), Images(arena.slabs, arena.slots[:n_rows]))
         raw, waves = self._advance(arena, n_rows)
         vectors = self._builder.build(raw)
         arena.vectors[:n_rows] = vectors
         arena.risk[:n_rows] = self.infer(vectors)
         return waves
+
+    def undo(self, arena: Arena, lsn: int) -> None:
+        """See Scorer."""
+        if self._images is not None and self._images[0] == lsn:
+            self._images[1].restore()
+            self._images = None
 
     def advance(self, arena: Arena, n_rows: int, first: int = 0) -> None:
         """See Scorer."""

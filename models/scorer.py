@@ -10,7 +10,7 @@ class ModelError(Exception):
 
 
 class Scorer(Protocol):
-    """An engine. Profiles change in place; a scorer that raises may leave them half advanced (the pipeline restores them)."""
+    """An engine. Profiles change in place; a scorer that raises may leave them half advanced until `undo`."""
 
     name: str
 
@@ -18,6 +18,12 @@ class Scorer(Protocol):
         """Advance every profile of the arena's first `n_rows` rows in row order; leave their vectors and risk in [0, 1] there.
 
         Returns the number of vectorised steps that it took, 0 for an engine that takes none.
+        """
+
+    def undo(self, arena: Arena, lsn: int) -> None:
+        """Take back what the last `score` has changed, however far it came; nobody has changed those profiles since.
+
+        Only if the first row of that had this LSN, and once: else there is nothing to take back.
         """
 
     def advance(self, arena: Arena, n_rows: int, first: int = 0) -> None:

@@ -1,6 +1,6 @@
 """A batch: the rows of some tickets that are scored together, and the thread of the Go core that may do it.
 
-A batch fills the arena, keeps the pre-images of its profiles, and ends in one of two ways: concluded, or restored.
+A batch fills the arena and ends in one of two ways: concluded, or taken back.
 """
 
 import os
@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from models.arena import Arena
 from models.scorer import AsideScorer, Scorer
-from service.images import Images
 from service.lookup import slots_of
 from service.rows import concat
 from service.ticket import Ticket
@@ -26,7 +25,6 @@ class Batch:
         "arena",
         "degraded",
         "first_lsn",
-        "images",
         "n_rows",
         "rows",
         "scorer",
@@ -50,7 +48,6 @@ class Batch:
         arena.lsns[:n] = np.arange(first_lsn, first_lsn + n)
         arena.slots[:n] = self.slots
         arena.columns[:n] = self.rows.columns
-        self.images = Images(arena.slabs, self.slots)
         self.degraded: dict[int, tuple[str, ...]] = {}
         at = 0
         for ticket in tickets:

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from features.advance_one import label_one
 from features.plan import Plan
 from features.transaction import Transaction
+from models.images import Images
 from service.codec import Label, LabelReply
 from service.decisions import Decisions, StoredDecision
 from service.errors import JournalUnavailable
 from service.fetch import Fetcher
-from service.images import Images
 from service.journal import Journal, JournalError
 from service.records import LABEL, LabelRecord, encode_label, journaled_entities
 from service.tiers.l1 import L1

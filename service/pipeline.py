@@ -5,7 +5,7 @@
 What is ready in one turn of the event loop is scored in one call; no timer holds a lone transaction back, and one whose
 profiles are all in L1 never awaits anything. A ticket is scored in its own order, and tickets that share a card in order of
 arrival: one that still misses a profile holds back only those. From numbering to journal nobody else numbers, or touches a
-slab: a batch is one step, profiles advance and the journal takes it, or neither (pre-images). A large batch is scored on a
+slab: a batch is one step, profiles advance and the journal takes it, or neither (Scorer.undo). A large batch is scored on a
 thread of the Go core, while the loop decodes and looks up the next one; whoever needs the slabs meanwhile ends it first
 (`settle`).
 """
@@ -345,7 +345,7 @@ class Pipeline:
         self._fail(batch, ScoringFailed(f"{type(error).__name__} while scoring; nothing was changed"))
 
     def _fail(self, batch: Batch, error: WeirError) -> None:
-        batch.images.restore()
+        batch.scorer.undo(self._arena, batch.first_lsn)
         self.n_failed_batches += 1
         self._unpin(batch)
         self._answer_all(batch, error)

@@ -222,6 +222,16 @@ func weir_collect(arena C.uint64_t) (status C.int32_t) {
 	}())
 }
 
+//export weir_undo
+func weir_undo(arena C.uint64_t, lsn C.int64_t) (status C.int32_t) {
+	defer recoverTo(&status)
+	b, err := arenas.get(uint64(arena))
+	if err == nil {
+		err = b.arena.TakeBack(int64(lsn))
+	}
+	return statusOf(err)
+}
+
 //export weir_label
 func weir_label(arena C.uint64_t, kind, slot, ts, delta, lsn C.int64_t, changed *C.int32_t) (status C.int32_t) {
 	defer recoverTo(&status)

@@ -26,6 +26,7 @@
 #define WEIR_DRY 2     /* instead: each row as if it were the next event; changes nothing */
 #define WEIR_VECTORS 4
 #define WEIR_RISK 8 /* vectors too */
+#define WEIR_UNDO 16 /* weir_undo can take back what the run has changed */
 
 #define WEIR_REPLAY_MORE 0
 #define WEIR_REPLAY_FULL 1
@@ -222,6 +223,10 @@ int32_t weir_score(uint64_t model, uint64_t arena, int64_t first, int64_t n, uin
  * own). weir_collect then gives the status; WEIR_BUSY if it still runs. */
 int32_t weir_submit(uint64_t model, uint64_t arena, int64_t first, int64_t n, uint32_t flags, int32_t event_fd);
 int32_t weir_collect(uint64_t arena);
+
+/* Restore the profiles as they were before the last run with WEIR_UNDO, however far that came; nobody may have changed them since.
+ * Nothing changes where that run did not begin with a row of this LSN, or was taken back before. */
+int32_t weir_undo(uint64_t arena, int64_t lsn);
 
 /* Add delta (1 or -1) frauds to the tile of ts in the profile in slot. changed gets 1, or 0 if the profile has lsn already. */
 int32_t weir_label(uint64_t arena, int64_t kind, int64_t slot, int64_t ts, int64_t delta, int64_t lsn, int32_t *changed);

@@ -141,6 +141,27 @@ async def test_batch_that_fails_aside_leaves_no_trace(
     assert len((await running.assert_true()).lsns) == 700
 
 
+async def test_batch_that_could_not_be_handed_over_takes_nothing_of_the_one_before_back(
+    start_go: Start, stream: list[Transaction], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error before anything was scored leaves what the batch before has changed, which is in the journal."""
+    running = await start_go(*QUIET)
+    await running.send(stream[:600], batch=300)
+    before = await running.profiles(running.truth().profiles)
+    assert before
+
+    def fail(self: Any, arena: Any, n_rows: int, event_fd: int) -> None:
+        raise GoCoreError("the core takes nothing")
+
+    monkeypatch.setattr(type(running.engine.pipeline.scorer), "submit", fail)
+    answers = await running.submit_many(stream[600:900])
+    assert {type(answer) for answer in answers} == {ScoringFailed}
+    assert await running.profiles(before) == before
+    monkeypatch.undo()
+    await running.send(stream[600:900], batch=300)
+    assert len((await running.assert_true()).lsns) == 900
+
+
 async def test_part_whose_stream_broke_off_keeps_nobody_from_an_answer(start_go: Start, stream: list[Transaction]) -> None:
     """The future of a stream that has gone is cancelled; whoever shares its batch is answered, and its rows are scored."""
     running = await start_go(*QUIET)

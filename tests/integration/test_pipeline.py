@@ -61,6 +61,9 @@ class BrokenScorer:
         self._real.score(arena, half + 1)
         raise RuntimeError("the model broke")
 
+    def undo(self, arena: Arena, lsn: int) -> None:
+        self._real.undo(arena, lsn)
+
     def advance(self, arena: Arena, n_rows: int) -> None:
         raise AssertionError("only for recovery")
 

@@ -106,9 +106,9 @@ def refused(arena: Arena) -> Iterator[Callable[..., None]]:
         (ROWS, 1, ADVANCE, ("1 rows from row 8",)),
         (1, 2**63 - 1, ADVANCE, ("arena of 8",)),
         (0, 1, 0, ("flags 0x0",)),
-        (0, 1, VECTORS, ("flags 0x4", "0xf")),
+        (0, 1, VECTORS, ("flags 0x4", "0x1f")),
         (0, 1, ADVANCE | DRY, ("flags 0x3",)),
-        (0, 1, ADVANCE | 16, ("flags 0x11",)),
+        (0, 1, ADVANCE | 32, ("flags 0x21",)),
         (0, 1, ADVANCE | RISK, ("no model",)),
     ],
 )

@@ -58,6 +58,9 @@ func (c *Clock) At(columns *[plan.Columns]int64, lsn int64) *Event {
 	return e
 }
 
+// Moves reports whether a ring of kind moves on when the current event comes to a profile whose newest one came at last.
+func (c *Clock) Moves(kind *plan.Kind, last int64) bool { return last < c.latest[kind.Number] }
+
 // set finds the tiles of ts.
 func (c *Clock) set(ts int64) {
 	for i, width := range c.widths {
@@ -117,7 +120,7 @@ func begin(kind *plan.Kind, header []int64, event *Event) {
 // apply is for an event that is not older than the newest one, which came at last. state gets the header's words from
 // kind.StateWord on: they are added to and observed in one go, which is most of what an event costs.
 func apply(kind *plan.Kind, p []int64, event *Event, last int64, state []int64) {
-	if clock := event.clock; last < clock.latest[kind.Number] {
+	if clock := event.clock; clock.Moves(kind, last) {
 		for i := range kind.Rings {
 			ring := &kind.Rings[i]
 			if last < clock.start[ring.Width] {

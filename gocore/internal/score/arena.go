@@ -54,6 +54,11 @@ type Arena struct {
 	memory  []byte // that New mapped; nil for Bind's
 	// For dry runs: a copy of one profile, and late events of it, which nobody counts.
 	scratch, uncounted []int64
+	// Of the last run with Undo: LSN of its first row, profiles before they changed, where each ends, counters of late events.
+	undoLSN  int64
+	undo     []int64
+	undoEnds []int
+	undoLate []int64
 }
 
 // New makes an arena for rowsMax rows over slabs, one per kind, in memory of its own that no garbage collector moves.

@@ -16,13 +16,14 @@ import (
 type Flags uint32
 
 // A run builds vectors only with Vectors or Risk, changes profiles only with Advance. Dry instead of Advance scores each row
-// as if it were the next event, and changes nothing.
+// as if it were the next event, and changes nothing. With Undo, TakeBack can undo what the run has changed.
 const (
 	Advance Flags = 1 << iota
 	Dry
 	Vectors
 	Risk
-	allFlags = Advance | Dry | Vectors | Risk
+	Undo
+	allFlags = Advance | Dry | Vectors | Risk | Undo
 )
 
 const (
@@ -55,6 +56,9 @@ func (a *Arena) Run(model *ort.Model, first, n int, flags Flags) error {
 // RunClaimed works on rows [first, first+n) in order; an entity that comes twice sees itself. model is needed for Risk only.
 // Errors wrap ErrRows before anything has changed; ort.ErrModel once profiles are advanced.
 func (a *Arena) RunClaimed(model *ort.Model, first, n int, flags Flags) error {
+	if flags&Undo != 0 {
+		a.beginUndo(first)
+	}
 	if err := a.check(model, first, n, flags); err != nil {
 		return err
 	}
@@ -117,6 +121,9 @@ func (a *Arena) observe(start, n, end int, raw []int64, flags Flags) {
 			if flags&Dry != 0 {
 				a.dry(l, p, event, observed)
 			} else {
+				if flags&Undo != 0 {
+					a.note(l, slot, p, columns[plan.TS])
+				}
 				advance.Apply(l.kind, p, event, observed, l.late)
 			}
 		}

@@ -53,7 +53,7 @@ func TestRun_WrongArguments_ErrRowsAndNothingChanged(t *testing.T) {
 		"no flags":            {0, 1, 0, "flags 0x0"},
 		"neither":             {0, 1, Vectors, "flags 0x4"},
 		"both":                {0, 1, Advance | Dry, "flags 0x3"},
-		"unknown":             {0, 1, Advance | 1<<4, "flags 0x11"},
+		"unknown":             {0, 1, Advance | 1<<5, "flags 0x21"},
 		"unknown, high":       {0, 1, Dry | 1<<31, "flags 0x80000002"},
 		"no model":            {0, 1, Advance | Risk, "no model"},
 	} {
