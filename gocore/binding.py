@@ -10,6 +10,7 @@ Cost: a call from Python into Go and back 0.6 µs.
 
 import functools
 import json
+import logging
 import math
 import os
 import re
@@ -105,7 +106,11 @@ class Core:
         self.call_index_put: Callable[[int, Any, int, int], int] = self._lib.weir_index_put
         self.call_index_remove: Callable[[int, int, Any, int, Any], int] = self._lib.weir_index_remove
         self.call_index_ids: Callable[[int, Any, int, Any, int, Any], int] = self._lib.weir_index_ids
-        self._uint8s, self._int64s, self._floats = map(self._ffi.typeof, ("uint8_t[]", "int64_t[]", "float[]"))
+        self.call_filter_find: Callable[[Any, int, Any, int, Any, int, int], int] = self._lib.weir_filter_find
+        typeof = self._ffi.typeof
+        self._uint8s, self._int64s, self._uint64s, self._floats = map(
+            typeof, ("uint8_t[]", "int64_t[]", "uint64_t[]", "float[]")
+        )
         self._submitted: dict[int, ArenaMemory] = {}
         self._finalizers: dict[tuple[str, int], weakref.finalize[..., object]] = {}  # by call and handle
         os.register_at_fork(after_in_child=self._forked)
@@ -245,6 +250,10 @@ class Core:
         """The same for int64 words, without gaps."""
         return self._ffi.from_buffer(self._int64s, data)
 
+    def handles_in(self, data: npt.NDArray[np.uint64]) -> Any:
+        """The same for handles, without gaps."""
+        return self._ffi.from_buffer(self._uint64s, data)
+
     def floats_in(self, data: npt.NDArray[np.float32]) -> Any:
         """The same for float32 numbers, without gaps."""
         return self._ffi.from_buffer(self._floats, data)
@@ -254,6 +263,12 @@ class Core:
         handle = self._ffi.new("uint64_t *")
         self.check(self._lib.weir_index_open(handle))
         return int(handle[0])
+
+    def open_filter(self, keys: int, fpp: float) -> tuple[int, int]:
+        """A handle for an empty filter, weir_filter_close gives it back, and the bytes of its memory. Raises BadArgument."""
+        handle, n_bytes = self._ffi.new("uint64_t *"), self._ffi.new("int64_t *")
+        self.check(self._lib.weir_filter_open(keys, fpp, handle, n_bytes))
+        return int(handle[0]), int(n_bytes[0])
 
     def open_replay(self, plan: int, ids_max: int) -> int:
         """A handle for numbers of ids, weir_replay_close gives it back."""
@@ -381,6 +396,18 @@ def load_core() -> Core:
     """The process's core, with libonnxruntime open. Raises CoreMissing, NoRuntime."""
     with _loading:
         return _load_once()
+
+
+@functools.cache
+def usable_core() -> Core | None:
+    """`load_core` for somebody who can do without; None where it is not built or cannot be loaded, which is logged once."""
+    if missing_core() is not None:
+        return None
+    try:
+        return load_core()
+    except GoCoreError as error:
+        logging.getLogger(__name__).warning("the Go core cannot be used: %s", error)
+        return None
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gocore.binding import Core
 from gocore.errors import BadArgument
+from gocore.filter import GoFilter
 from gocore.index import GoIndex
 
 JSON, MSGPACK = 0, 1
@@ -31,7 +32,8 @@ class Taken(NamedTuple):
     left: their numbers, rising. columns: int64 (n, 11). bodies: canonical MessagePack, back to back, body_ends int64 (n,) says
     where each ends. event_ids and, by kind of the plan, ids: one per row, empty where it has none, each with a line feed after
     it. slots: int64 (n, kinds), where the entities are in the indexes, -1 where they are not; n_missing counts ids that are not
-    there. None without indexes.
+    there. suspects: numbers of the rows whose event id may be in a filter, also by an earlier row. None where there are none to
+    look in.
     """
 
     left: list[int]
@@ -42,6 +44,7 @@ class Taken(NamedTuple):
     ids: list[bytes]
     slots: Int64s | None
     n_missing: int
+    suspects: list[int] | None
 
 
 class Intake:
@@ -69,11 +72,17 @@ class Intake:
             self._handles = np.array([index.handle for index in indexes], dtype=np.uint64)
             core.point(self._job, {"indexes": self._handles, "slots": self._slots})
             self._job.n_indexes = len(indexes)
+        self._filters: Sequence[GoFilter] = ()
+        self._suspects = np.zeros(rows_max, dtype=np.uint8)
+        core.point(self._job, {"suspects": self._suspects})
         self._text_bytes = 0
         self._reserve(TEXT_BYTES_MIN)
 
-    def take(self, bodies: Sequence[bytes | msgspec.Raw], fmt: int) -> Taken:
-        """Decode and check `bodies`; `fmt` is JSON or MSGPACK. Raises BadArgument above rows_max, never for what they hold."""
+    def take(self, bodies: Sequence[bytes | msgspec.Raw], fmt: int, filters: Sequence[GoFilter] = ()) -> Taken:
+        """Decode and check `bodies`; `fmt` is JSON or MSGPACK. Event ids are looked up in `filters` and added to the first.
+
+        Raises BadArgument above rows_max, never for what they hold.
+        """
         n_rows, job = len(bodies), self._job
         if n_rows > self._rows_max:
             raise BadArgument(f"{n_rows} bodies in one chunk, there is room for {self._rows_max}")
@@ -86,6 +95,11 @@ class Intake:
             self._reserve(len(text))
         pointer = self._core.bytes_in(text)
         job.text, job.text_size, job.rows, job.format = pointer, len(text), n_rows, fmt
+        if filters != self._filters:
+            self._filters = filters
+            self._filter_handles = np.array([known.handle for known in filters], dtype=np.uint64)
+            self._core.point(job, {"filters": self._filter_handles})
+            job.n_filters = len(filters)
         status = self._core.call_intake(self._plan, job)
         if status:
             self._core.check(status)
@@ -100,6 +114,7 @@ class Intake:
             ids[1:],
             self._slots[:n_rows].copy() if self._indexes else None,
             job.n_missing,
+            np.flatnonzero(self._suspects[:n_rows]).tolist() if filters else None,
         )
 
     def _reserve(self, text_bytes: int) -> None:

@@ -27,24 +27,30 @@ class Admission:
     def admit(self, rows: Rows, sink: Sink, wanted: int) -> tuple[Rows, Sink]:
         """The rows that are left to be scored, which are in flight from here on, and where their answers go."""
         event_ids = rows.event_ids
-        if len(set(event_ids)) == len(rows) and self._in_flight.has_none_of(event_ids):
-            suspects = self._decisions.suspects(event_ids)
-        else:
-            suspects = list(range(len(rows)))
+        suspects = rows.suspects
+        if suspects is None:
+            if len(set(event_ids)) == len(rows) and self._in_flight.has_none_of(event_ids):
+                suspects = self._decisions.suspects(event_ids)
+            else:
+                suspects = range(len(rows))
         refused = self._clock.refused(rows.columns[:, TS]) if len(rows) else {}
         if not suspects and not refused:
             self._in_flight.enter(rows)
             return rows, sink
         gone: set[int] = set()
-        first: dict[str, int] = {}  # of these rows, those that are to be scored
+        # Of each event the first row, or, where that is not to be scored, the one that is.
+        places = dict(zip(reversed(event_ids), range(len(rows) - 1, -1, -1), strict=True))
         for number in suspects:
             event_id = event_ids[number]
-            earlier = first.get(event_id)
-            body = self._in_flight.body(event_id) if earlier is None else rows.body(earlier)
+            earlier = places[event_id]
+            if earlier < number and earlier not in gone and earlier not in refused:
+                body: bytes | None = rows.body(earlier)
+            else:
+                body = self._in_flight.body(event_id)
             if body is None:
                 answer = self._known(rows, number, wanted) or refused.get(number)
                 if answer is None:
-                    first[event_id] = number
+                    places[event_id] = number
                     continue
                 sink.answer(number, answer)
             elif body == rows.body(number):

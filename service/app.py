@@ -18,6 +18,7 @@ import uvloop
 
 from features.plan import Plan, compile_plan
 from features.spec import load_spec
+from gocore.binding import usable_core
 from models.card import ARTIFACTS, MODEL_FILE, ModelCard, load_card, read_model
 from models.scorer import ModelError, Scorer
 from models.scorers import ScorerMissing, missing_scorer, open_scorer
@@ -286,7 +287,7 @@ def _build(
     bloom = MaybeSet(b.keys_max, b.fpp, b.backend)
     bloom.is_on = enabled["bloom"]
     window_ms = settings.idempotency.window_hours * HOUR_MS
-    maybe = RotatingMaybeSet(window_ms, b.keys_max, b.fpp, _wall_ms, b.backend) if b.enabled else None
+    maybe = RotatingMaybeSet(window_ms, b.keys_max, b.fpp, _wall_ms, b.backend, core=usable_core()) if b.enabled else None
     fetcher = Fetcher(plan, l1, stores.levels, bloom, write_behind)
     write_behind.attach(l1, fetcher, stores.levels, stores.positions)
     lists = Lists(plan.kinds)
@@ -295,7 +296,7 @@ def _build(
     q = settings.queue
     pipeline = Pipeline(
         plan, l1, fetcher, scorer, card.model, policy, lists, decisions, journal, touched, clock,
-        open_codec(plan, q.batch_max, l1.indexes), q.events_max, q.batch_max,
+        open_codec(plan, q.batch_max, l1.indexes, maybe), q.events_max, q.batch_max,
     )  # fmt: skip
     feed = None
     if stores.ledger is not None:

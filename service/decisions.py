@@ -148,11 +148,16 @@ class Decisions:
                 found[number] = None if value is None else decode_stored(value)
         return found
 
-    def add_batch(self, event_ids: Sequence[str], records: Iterable[bytes], first_lsn: int, last_lsn: int) -> None:
-        """New decisions, as `encode_stored` gives them, with LSNs from `first_lsn` to `last_lsn`."""
+    def add_batch(
+        self, event_ids: Sequence[str], records: Iterable[bytes], first_lsn: int, last_lsn: int, is_remembered: bool = False
+    ) -> None:
+        """New decisions, as `encode_stored` gives them, with LSNs from `first_lsn` to `last_lsn`.
+
+        `is_remembered`: their ids are in `maybe` already.
+        """
         self._recent.update(zip(event_ids, records, strict=True))
         self._batches.append(_Batch(first_lsn, last_lsn, event_ids))
-        if self.maybe is not None:
+        if self.maybe is not None and not is_remembered:
             self.maybe.add_many([event_id.encode() for event_id in event_ids])
 
     def label(self, event_id: str, stored: StoredDecision, label: str, lsn: int) -> None:

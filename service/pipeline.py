@@ -281,7 +281,8 @@ class Pipeline:
     def _commit(self, batch: Batch, encoded: Encoded) -> None:
         """The batch is in the journal: what was prepared counts now."""
         rows = batch.rows
-        self._decisions.add_batch(rows.event_ids, encoded.stored, batch.first_lsn, batch.last_lsn)
+        is_remembered = rows.suspects is not None
+        self._decisions.add_batch(rows.event_ids, encoded.stored, batch.first_lsn, batch.last_lsn, is_remembered)
         self.touched.mark_rows(batch.slots, batch.first_lsn)
         self._clock.note(int(rows.columns[:, TS].max()))
         self._unpin(batch)

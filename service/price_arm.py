@@ -25,6 +25,7 @@ import structlog
 
 from gocore.locate import missing_core
 from service import app
+from service.admission import Admission
 from service.decisions import Decisions, StoredDecision
 from service.engine import Engine
 from service.errors import StartError
@@ -65,7 +66,9 @@ class NoIndex(Decisions):
     def suspects(self, event_ids: Sequence[str]) -> list[int]:
         return []
 
-    def add_batch(self, event_ids: Sequence[str], records: Iterable[bytes], first_lsn: int, last_lsn: int) -> None:
+    def add_batch(
+        self, event_ids: Sequence[str], records: Iterable[bytes], first_lsn: int, last_lsn: int, is_remembered: bool = False
+    ) -> None:
         """Forget them."""
 
     def change(self, event_id: str, stored: StoredDecision) -> None:
@@ -133,8 +136,13 @@ def take_out(parts: Sequence[str]) -> None:
         _replace(app, "Journal", NoJournal)
     if "index" in parts:
         _replace(app, "Decisions", NoIndex)
+        _replace(app, "RotatingMaybeSet", _no_filter)
     if "ledger" in parts:
         _replace(app, "LedgerFeed", NoLedgerFeed)
+
+
+def _no_filter(*arguments: Any, **named: Any) -> None:
+    """Nobody remembers event ids."""
 
 
 def time_parts(settings: Settings) -> None:
@@ -149,7 +157,7 @@ def time_parts(settings: Settings) -> None:
     time_method(Syncer, "begin", "fsync, on the loop")
     time_method(Syncer, "_end", "fsync, on the loop")
     time_method(Syncer, "_sync_files", "fsync, its thread")
-    time_method(Decisions, "suspects", "look-up")
+    time_method(Admission, "admit", "look-up")
     time_method(Decisions, "add_batch", "remember")
     time_method(Decisions, "take", "keeper: take")
     time_method(Decisions, "taken", "keeper: take")

@@ -12,15 +12,15 @@ import numpy.typing as npt
 import structlog
 
 from features.plan import Plan
-from gocore.binding import load_core
+from gocore.binding import load_core, usable_core
 from gocore.encode import CLASSES_MAX, Encoder, Parts
 from gocore.errors import GoCoreError
 from gocore.index import GoIndex
 from gocore.intake import Intake
-from gocore.locate import missing_core
 from service.decide import Conclusion
 from service.row_codec import Encoded, ReferenceCodec, Refused, RowCodec
 from service.rows import Rows, concat
+from service.tiers.bloom import RotatingMaybeSet
 from service.tiers.index import Index
 
 log = structlog.get_logger(__name__)
@@ -30,25 +30,32 @@ _PARTS_MAX = 1_024  # remembered sets of conclusions
 
 
 class GoCodec:
-    """See RowCodec. `rows_max`: of one call. `indexes`: of L1; if they are the core's, rows come with slots. Raises
-    GoCoreError.
+    """See RowCodec. `rows_max`: of one call. `indexes`: of L1; if they are the core's, rows come with slots. `events`: what
+    remembers event ids; if that is the core's too, rows come with suspects. Raises GoCoreError.
     """
 
-    def __init__(self, plan: Plan, rows_max: int, indexes: Sequence[Index] = ()) -> None:
+    def __init__(
+        self, plan: Plan, rows_max: int, indexes: Sequence[Index] = (), events: RotatingMaybeSet | None = None
+    ) -> None:
         core = load_core()
         handle = core.load_plan(plan.to_bytes())
         core.release_with(self, "weir_plan_close", handle)
         self._reference = ReferenceCodec(plan)
         self._indexes = [index for index in indexes if isinstance(index, GoIndex)]
         self._intake = Intake(core, handle, rows_max, len(plan.kinds), self._indexes)
+        self._events = events
         self._encoder = Encoder(core, rows_max)
         self._parts: dict[tuple[tuple[Conclusion, ...], str, str], Parts] = {}
 
     def decode(self, bodies: Sequence[bytes], form: int) -> tuple[Rows, Refused]:
         """See RowCodec."""
-        taken = self._intake.take(bodies, form)
+        events, n_rows = self._events, len(bodies)
+        taken = self._intake.take(bodies, form, events.open(n_rows) if events is not None else ())
+        suspects = taken.suspects
+        if events is not None and suspects is not None:
+            suspects = events.noted(n_rows, suspects)
         rows = Rows(
-            taken.event_ids, taken.ids, taken.columns, taken.bodies, taken.body_ends, taken.slots, taken.n_missing
+            taken.event_ids, taken.ids, taken.columns, taken.bodies, taken.body_ends, taken.slots, taken.n_missing, suspects
         )  # fmt: skip
         return (rows, {}) if not taken.left else self._with_left(rows, taken.left, bodies, form)
 
@@ -59,6 +66,7 @@ class GoCodec:
         numbers = [number for number in range(len(bodies)) if number not in set(left)]
         order = np.argsort([*numbers, *found], kind="stable").tolist()
         joined = concat([rows.only(numbers), others]) if len(others) else rows.only(numbers)
+        joined.suspects = None  # their numbers are others now
         return joined.only(order) if len(others) else joined, {left[place]: error for place, error in refused.items()}
 
     def encode(
@@ -92,11 +100,11 @@ def _parts(c: Conclusion, model: str, scorer: str) -> tuple[bytes, bytes, bytes]
     return tail, middle, b',"replayed":false,"degraded":%b}' % json(c.degraded)
 
 
-def open_codec(plan: Plan, rows_max: int, indexes: Sequence[Index] = ()) -> RowCodec:
+def open_codec(plan: Plan, rows_max: int, indexes: Sequence[Index] = (), events: RotatingMaybeSet | None = None) -> RowCodec:
     """The core's codec where the core is there and works, whichever engine scores; else the reference."""
-    if missing_core() is None:
+    if usable_core() is not None:
         try:
-            return GoCodec(plan, rows_max, indexes)
+            return GoCodec(plan, rows_max, indexes, events)
         except GoCoreError as error:
             log.warning("rows are decoded by the reference", problem=str(error))
     return ReferenceCodec(plan)

@@ -20,16 +20,18 @@ class Rows:
 
     columns: int64 (rows, len(COLUMNS)), see features.columns. bodies: canonical MessagePack; ends: int64 (rows,), where each
     ends. slots: int64 (rows, kinds), where L1 had the profiles as the rows were decoded, -1 where there is no id and for those
-    that it had not, of which there are n_missing; None if nobody has looked.
+    that it had not, of which there are n_missing; None if nobody has looked. suspects: the numbers of rows whose event may be
+    known, or comes a second time; then all events are remembered as known from now on. None if nobody has looked.
     """
 
     __slots__ = (
         "_entities", "_event_ids", "bodies", "columns", "ends", "entity_lines", "event_id_lines", "n_missing", "slots",
+        "suspects",
     )  # fmt: skip
 
     def __init__(
         self, event_id_lines: bytes, entity_lines: Sequence[bytes], columns: Int64s, bodies: bytes, ends: Int64s,
-        slots: Int64s | None = None, n_missing: int = 0,
+        slots: Int64s | None = None, n_missing: int = 0, suspects: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         self.event_id_lines = event_id_lines
         self.entity_lines = entity_lines
@@ -38,6 +40,7 @@ class Rows:
         self.ends = ends
         self.slots = slots
         self.n_missing = n_missing
+        self.suspects = suspects
         self._event_ids: list[str] | None = None
         self._entities: list[list[str]] | None = None
 
@@ -82,11 +85,12 @@ class Rows:
             ends_of(bodies),
             slots,
             n_missing,
+            None if self.suspects is None else (),
         )
 
 
 def concat(parts: Sequence[Rows]) -> Rows:
-    """All rows, part after part; their slots are left behind."""
+    """All rows, part after part; their slots are left behind, and which are suspects."""
     offsets = np.cumsum([0, *(len(rows.bodies) for rows in parts[:-1])])
     joined = Rows(
         b"".join([rows.event_id_lines for rows in parts]),
@@ -94,6 +98,7 @@ def concat(parts: Sequence[Rows]) -> Rows:
         np.concatenate([rows.columns for rows in parts]),
         b"".join([rows.bodies for rows in parts]),
         np.concatenate([rows.ends + offset for rows, offset in zip(parts, offsets, strict=True)]),
+        suspects=None if any(rows.suspects is None for rows in parts) else (),
     )
     joined._event_ids = list(chain.from_iterable(rows.event_ids for rows in parts))
     return joined

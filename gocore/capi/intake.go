@@ -10,6 +10,7 @@ import (
 	"weir/gocore/internal/encode"
 	"weir/gocore/internal/index"
 	"weir/gocore/internal/intake"
+	"weir/gocore/internal/maybe"
 	"weir/gocore/internal/plan"
 	"weir/gocore/internal/score"
 )
@@ -41,6 +42,15 @@ func weir_intake(handle C.uint64_t, memory *C.weir_intake_job) (status C.int32_t
 	}
 	if err != nil {
 		return statusOf(err)
+	}
+	var several [fewFilters]*maybe.Filter
+	if memory.n_filters != 0 {
+		if job.Filters, err = filtersAt(memory.filters, memory.n_filters, several[:0]); err == nil {
+			job.Suspects, err = spanAt(memory.suspects, memory.rows, "suspects")
+		}
+		if err != nil {
+			return statusOf(err)
+		}
 	}
 	p.intake.Take(&job)
 	memory.n_left, memory.n_missing = C.int64_t(job.NumLeft), C.int64_t(job.Missing)

@@ -130,7 +130,8 @@ typedef struct {
  * are the bytes used of each. A row that is left has columns of 0, an empty body and empty ids. n_left counts those.
  *
  * Where n_indexes is not 0 it is the number of kinds: slots (rows, kinds) are those of the ids in these indexes, -1 for what is not
- * there or is no id; n_missing counts the ids that are not there. */
+ * there or is no id; n_missing counts the ids that are not there. Where n_filters is not 0, suspects gets 1 for each row whose event id
+ * may be in one of these filters, also by an earlier row, else 0; each is added to the first filter. */
 typedef struct {
     uint8_t *text;
     int64_t text_size;
@@ -151,6 +152,9 @@ typedef struct {
     int64_t n_indexes;
     int64_t *slots;
     int64_t n_missing;
+    uint64_t *filters;
+    int64_t n_filters;
+    uint8_t *suspects;
 } weir_intake_job;
 
 /* Decided transactions to be written down and answered.
@@ -254,6 +258,13 @@ int32_t weir_index_put(uint64_t index, uint8_t *id, int64_t size, int64_t slot);
 int32_t weir_index_remove(uint64_t index, int64_t slot, uint8_t *id, int64_t size, int64_t *written);
 int32_t weir_index_find(uint64_t index, uint8_t *ids, int64_t size, int64_t *slots, int64_t n);
 int32_t weir_index_ids(uint64_t index, int64_t *slots, int64_t n, uint8_t *ids, int64_t size, int64_t *written);
+
+/* A Bloom filter: a key that was added is found, of others at most a share of fpp once it holds `keys` of them. One call at a time, and
+ * none while weir_intake reads it. weir_filter_find: found gets 1 for each of n keys, a line feed after each, that may be in one of
+ * n_filters filters, else 0; with add they are added to the first. bytes gets the memory of its bits. */
+int32_t weir_filter_open(int64_t keys, double fpp, uint64_t *filter, int64_t *bytes);
+int32_t weir_filter_close(uint64_t filter);
+int32_t weir_filter_find(uint64_t *filters, int64_t n_filters, uint8_t *keys, int64_t size, uint8_t *found, int64_t n, int32_t add);
 
 /* Bodies to columns; keeps nothing. The first failure in its arguments leaves all of the memory as it is. */
 int32_t weir_intake(uint64_t plan, weir_intake_job *job);

@@ -16,6 +16,9 @@ from typing import Any, Literal, Protocol
 import pybloom_live
 import rbloom
 
+from gocore.binding import Core
+from gocore.filter import GoFilter
+
 Backend = Literal["rbloom", "pybloom"]
 
 GENERATION_FPP = 0.5  # share of what is left of fpp that a new generation gets: the sum never exceeds fpp
@@ -119,7 +122,8 @@ class RotatingMaybeSet:
     """A MaybeSet whose keys expire: each stays for at least `window_ms` after it was added, and a little longer.
 
     Every generation takes keys for a quarter of the window or until it is full, and is dropped when its newest key is
-    past the window. If `generations_max` are full before that, the oldest is dropped early and the answer is maybe
+    past the window. With `core` the filters are the core's, and Intake may look in them and fill them (`open`). If
+    `generations_max` are full before that, the oldest is dropped early and the answer is maybe
     until its newest key would have expired: bounded memory, and still never a wrong no.
     """
 
@@ -131,6 +135,7 @@ class RotatingMaybeSet:
         clock: Callable[[], int],
         backend: Backend = "rbloom",
         generations_max: int = 16,
+        core: Core | None = None,
     ) -> None:
         self.covered = False
         self.lookups = 0
@@ -142,20 +147,39 @@ class RotatingMaybeSet:
         self._clock = clock  # ms, any origin
         self._newest_ms = clock()
         self._backend: Backend = backend
+        self._core = core
         self._generations_max = generations_max
         self._generations: deque[_Generation] = deque()  # oldest first
         self._maybe_until_ms: int | None = None
 
     def suspects(self, keys: Sequence[bytes]) -> list[int]:
         """The places of keys that may have been added within the window: ask the store. 0.2 µs a key and generation."""
-        self.lookups += len(keys)
         if not self.covered or self._forgot():
-            return list(range(len(keys)))
+            return self.noted(len(keys), [])
         found: set[int] = set()
         for generation in self._generations:
-            found.update(compress(count(), map(generation.bloom.__contains__, keys)))
-        self.negatives += len(keys) - len(found)
-        return sorted(found)
+            found.update(_suspects(generation.bloom, keys))
+        return self.noted(len(keys), sorted(found))
+
+    def open(self, n_keys: int) -> list[GoFilter]:
+        """The filters that hold all keys of the window, for somebody who looks `n_keys` up in all and adds them to the first.
+
+        Then `noted`. There are some only with `core`.
+        """
+        if self._core is None:
+            return []
+        generation = self._open_generation(self._now_ms())
+        generation.room -= n_keys  # a little more than its capacity may come
+        generation.last_ms = self._newest_ms
+        return [generation.bloom for generation in reversed(self._generations)]
+
+    def noted(self, n_keys: int, found: list[int]) -> list[int]:
+        """Of `n_keys` that were looked up these were found. The places of those that may be known: all, if it forgot some."""
+        self.lookups += n_keys
+        if not self.covered or self._forgot():
+            return list(range(n_keys))
+        self.negatives += n_keys - len(found)
+        return found
 
     def add_many(self, keys: Iterable[bytes]) -> None:
         """From now on, for at least the window, they are suspects. 0.1 µs a key in a batch of 23. One that is in takes room
@@ -199,7 +223,7 @@ class RotatingMaybeSet:
     def _open_generation(self, now_ms: int) -> "_Generation":
         """The newest generation, or a new one where that is full or old."""
         generation = self._generations[-1] if self._generations else None
-        if generation is None or not generation.room or now_ms - generation.first_ms >= self._window_ms // ROTATIONS:
+        if generation is None or generation.room <= 0 or now_ms - generation.first_ms >= self._window_ms // ROTATIONS:
             return self._rotate(now_ms)
         return generation
 
@@ -209,15 +233,20 @@ class RotatingMaybeSet:
         if len(self._generations) >= self._generations_max:
             dropped = self._generations.popleft()
             self._maybe_until_ms = max(self._maybe_until_ms or 0, dropped.last_ms + self._window_ms)
-        generation = _Generation(new_filter(self._backend, self._capacity, self._fpp), self._capacity, now_ms)
+        generation = _Generation(self._new_filter(), self._capacity, now_ms)
         self._generations.append(generation)
         return generation
+
+    def _new_filter(self) -> Any:
+        if self._core is not None:
+            return GoFilter(self._core, self._capacity, self._fpp)
+        return new_filter(self._backend, self._capacity, self._fpp)
 
 
 class _Generation:
     __slots__ = ("bloom", "first_ms", "last_ms", "room")
 
-    def __init__(self, bloom: _Filter, room: int, now_ms: int) -> None:
+    def __init__(self, bloom: Any, room: int, now_ms: int) -> None:
         self.bloom = bloom
         self.room = room
         self.first_ms = now_ms
@@ -232,8 +261,14 @@ def new_filter(backend: Backend, capacity: int, fpp: float) -> _Filter:
     return bloom
 
 
+def _suspects(bloom: Any, keys: Sequence[bytes]) -> Iterable[int]:
+    if isinstance(bloom, GoFilter):
+        return bloom.suspects(keys)
+    return compress(count(), map(bloom.__contains__, keys))
+
+
 def _update(bloom: Any, keys: list[bytes]) -> None:
-    if isinstance(bloom, rbloom.Bloom):
+    if isinstance(bloom, rbloom.Bloom | GoFilter):
         bloom.update(keys)
     else:
         for key in keys:
@@ -241,5 +276,7 @@ def _update(bloom: Any, keys: list[bytes]) -> None:
 
 
 def _n_bytes(bloom: Any) -> int:
+    if isinstance(bloom, GoFilter):
+        return bloom.n_bytes
     n_bits: int = bloom.size_in_bits if isinstance(bloom, rbloom.Bloom) else bloom.num_bits
     return n_bits // 8

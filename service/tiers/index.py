@@ -10,14 +10,9 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import structlog
 
-from gocore.binding import load_core
-from gocore.errors import GoCoreError
+from gocore.binding import usable_core
 from gocore.index import GoIndex
-from gocore.locate import missing_core
-
-log = structlog.get_logger(__name__)
 
 NONE = -1
 
@@ -70,9 +65,5 @@ class DictIndex:
 
 def open_index() -> Index:
     """An empty index."""
-    if missing_core() is None:
-        try:
-            return GoIndex(load_core())
-        except GoCoreError as error:
-            log.warning("entities are looked up by the reference", problem=str(error))
-    return DictIndex()
+    core = usable_core()
+    return DictIndex() if core is None else GoIndex(core)

@@ -4,10 +4,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from features.plan import Plan, compile_plan
+from features.spec import load_spec
+from gocore.binding import Core, usable_core
+from gocore.errors import BadArgument
+from gocore.filter import GoFilter
+from gocore.intake import JSON, Intake
 from service.tiers.bloom import Backend, MaybeSet, RotatingMaybeSet
 
 BACKENDS: list[Backend] = ["rbloom", "pybloom"]
+CORE = usable_core()
+NEEDS_CORE = pytest.mark.skipif(CORE is None, reason="the Go core is not built")
 WINDOW_MS = 1000
+
+
+TX = b'{"event_id":"t-%d","ts":1750000000000,"amount":1,"currency":"EUR","card_id":"c","merchant_id":"m"}'
+
+
+@pytest.fixture(scope="module")
+def cards_plan() -> Plan:
+    """The default spec's."""
+    return compile_plan(load_spec("cards"))
+
+
+KEYS = st.binary(min_size=1, max_size=4).map(lambda key: key.replace(b"\n", b"x"))  # no id holds a line feed
 
 
 class FakeClock:
@@ -81,22 +101,24 @@ def test_maybe_set_repeated_keys_do_not_grow_it(backend: Backend) -> None:
     assert bloom.n_generations == 2
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("backend", "core"), [*((backend, None) for backend in BACKENDS), pytest.param("rbloom", CORE, marks=NEEDS_CORE)]
+)
 @settings(max_examples=40, deadline=None)
 @given(
     steps=st.lists(
-        st.tuples(st.lists(st.binary(min_size=1, max_size=4), min_size=1, max_size=30), st.booleans(), st.integers(-50, 400)),
+        st.tuples(st.lists(KEYS, min_size=1, max_size=30), st.booleans(), st.integers(-50, 400)),
         max_size=60,
     ),
     capacity=st.integers(4, 40),
     generations_max=st.integers(1, 8),
 )
 def test_rotating_set_never_denies_a_key_of_the_window(
-    backend: Backend, steps: list[tuple[list[bytes], bool, int]], capacity: int, generations_max: int
+    backend: Backend, core: Core | None, steps: list[tuple[list[bytes], bool, int]], capacity: int, generations_max: int
 ) -> None:
     """At any rate, over capacity, one by one or in batches that fill several generations, and with a clock that steps back."""
     clock = FakeClock()
-    bloom = RotatingMaybeSet(WINDOW_MS, capacity, 0.2, clock, backend, generations_max)
+    bloom = RotatingMaybeSet(WINDOW_MS, capacity, 0.2, clock, backend, generations_max, core)
     bloom.cover()
     added: dict[bytes, int] = {}
     newest_ms = 0
@@ -154,3 +176,40 @@ def test_rotating_set_uncovered_answers_maybe() -> None:
     bloom.confirm_absent()
     assert (bloom.lookups, bloom.negatives, bloom.false_positives) == (3, 1, 1)
     assert bloom.n_bytes > 0
+
+
+@NEEDS_CORE
+def test_intake_looks_up_and_fills_the_filters_of_a_rotating_set(cards_plan: Plan) -> None:
+    """An event is a suspect once it was taken in, also in the same chunk and after rotations; room is used up."""
+    assert CORE is not None
+    clock = FakeClock()
+    events = RotatingMaybeSet(WINDOW_MS, 160, 1e-6, clock, core=CORE)
+    events.cover()
+    handle = CORE.load_plan(cards_plan.to_bytes())
+    intake = Intake(CORE, handle, 64, len(cards_plan.kinds))
+
+    def take(*numbers: int) -> list[int] | None:
+        bodies = [TX % number for number in numbers]
+        return intake.take(bodies, JSON, events.open(len(bodies))).suspects
+
+    assert take(1, 2, 3, 2) == [3]
+    assert take(3, 4) == [0]
+    for start in range(100, 250, 30):
+        assert take(*range(start, start + 30)) == []
+    assert events.n_generations == 3
+    assert take(1, 500, 101) == [0, 2]
+    assert events.suspects([b"t-2", b"t-501"]) == [0]
+    assert events.noted(3, [1]) == [1]
+    assert RotatingMaybeSet(WINDOW_MS, 160, 1e-6, clock, core=CORE).noted(3, [1]) == [0, 1, 2]
+    assert intake.take([TX % 1], JSON).suspects is None
+    CORE.close_plan(handle)
+
+
+@NEEDS_CORE
+def test_filter_of_the_core_refuses_what_cannot_be() -> None:
+    """No capacity, a rate that is none: BadArgument."""
+    assert CORE is not None
+    for capacity, fpp in ((0, 0.01), (-1, 0.01), (1 << 40, 0.01), (10, 0.0), (10, 1.0), (10, float("nan"))):
+        with pytest.raises(BadArgument):
+            GoFilter(CORE, capacity, fpp)
+    assert GoFilter(CORE, 10, 0.01).suspects([]) == []

@@ -10,6 +10,7 @@ import (
 	"fmt"
 
 	"weir/gocore/internal/index"
+	"weir/gocore/internal/maybe"
 	"weir/gocore/internal/plan"
 	"weir/gocore/internal/tx"
 )
@@ -43,6 +44,8 @@ type Job struct {
 	Indexes  []*index.Index // of the kinds; without any, no slots are wanted
 	Slots    []int64        // (rows, kinds)
 	Missing  int
+	Filters  []*maybe.Filter // of event ids; without any, no suspects are wanted
+	Suspects []uint8
 }
 
 // Intake knows which ids and rates a plan wants.
@@ -83,6 +86,11 @@ func (in *Intake) Take(j *Job) {
 		j.BodyEnds[row] = bodyEnd
 	}
 	in.find(j)
+	if len(j.Filters) > 0 {
+		if err := maybe.Take(j.Filters, j.IDs[:j.IDEnds[0]], j.Suspects); err != nil {
+			panic(err) // each row has its line feed
+		}
+	}
 }
 
 // find looks all ids up, kind after kind: the look-ups of a list do not wait for each other.
