@@ -114,7 +114,7 @@ class Intake:
             ids[1:],
             self._slots[:n_rows].copy() if self._indexes else None,
             job.n_missing,
-            np.flatnonzero(self._suspects[:n_rows]).tolist() if filters else None,
+            None if not filters else np.flatnonzero(self._suspects[:n_rows]).tolist() if job.n_suspects else [],
         )
 
     def _reserve(self, text_bytes: int) -> None:

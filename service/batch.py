@@ -17,6 +17,8 @@ from service.lookup import slots_of
 from service.rows import concat
 from service.ticket import Ticket
 
+FEW_ROWS = 8  # up to here NumPy fills an array faster from a range than from an array made of it
+
 
 class Batch:
     """Rows in the arena, numbered from `first_lsn`. times: perf_counter at the start and after each stop."""
@@ -45,7 +47,7 @@ class Batch:
         self.scorer = scorer
         self.waves = 0
         self.vectors: npt.NDArray[np.float32] | None = None  # a copy of the arena's, if traces are wanted
-        arena.lsns[:n] = np.arange(first_lsn, first_lsn + n)
+        arena.lsns[:n] = range(first_lsn, first_lsn + n) if n <= FEW_ROWS else np.arange(first_lsn, first_lsn + n)
         arena.slots[:n] = self.slots
         arena.columns[:n] = self.rows.columns
         self.degraded: dict[int, tuple[str, ...]] = {}
@@ -59,14 +61,6 @@ class Batch:
     @property
     def last_lsn(self) -> int:
         return self.first_lsn + self.n_rows - 1
-
-    @property
-    def risks(self) -> npt.NDArray[np.float32]:
-        """float32 (rows,): as the scorer has left them. Raises FloatingPointError if one is no number."""
-        risks = self.arena.risk[: self.n_rows]
-        if not np.isfinite(risks).all():
-            raise FloatingPointError("the model gave a risk score that is no number")
-        return risks
 
 
 class Aside:

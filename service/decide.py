@@ -71,8 +71,11 @@ def decide_rows(
 
     Raises OverflowError for more than 256 different conclusions in one batch.
     """
-    classes = (risks.astype(np.float64) >= policy.review_threshold).view(np.uint8)
-    classes[risks.astype(np.float64) >= policy.decline_threshold] = 2
+    scores = risks.astype(np.float64)
+    classes = (scores >= policy.review_threshold).view(np.uint8)
+    declined = scores >= policy.decline_threshold
+    if declined.any():
+        classes[declined] = 2
     conclusions = {conclusion: place for place, conclusion in enumerate(BY_SCORE)}
     for row in range(len(rows)) if lists else degraded:
         levels = degraded.get(row, ())

@@ -85,18 +85,20 @@ class Engine(msgspec.Struct):
         """The clock's now."""
         return self.clock.now_ms()
 
-    async def submit_many(self, bodies: Sequence[bytes], form: int, wanted: int = REPLIES) -> list[Answer]:
+    async def submit_many(self, bodies: Sequence[bytes], form: int, wanted: int = REPLIES) -> Sequence[Answer]:
         """Score the rows of one request in order, errors in place; a batch is decoded while the one before it is scored."""
-        parts: deque[asyncio.Future[list[Answer]]] = deque()
+        parts: deque[asyncio.Future[Sequence[Answer]]] = deque()
         answers: list[Answer] = []
         ticket, step, loop = None, self.pipeline.batch_max, asyncio.get_running_loop()
         for start in range(0, len(bodies), step):
-            future: asyncio.Future[list[Answer]] = loop.create_future()
+            future: asyncio.Future[Sequence[Answer]] = loop.create_future()
             deliver = functools.partial(resolve, future)
             ticket = self.pipeline.submit(bodies[start : start + step], form, deliver, wanted=wanted, after=ticket)
             parts.append(future)
             if len(parts) == PARTS_AHEAD:
                 answers += await parts.popleft()
+        if len(parts) == 1 and not answers:  # one part: as it came
+            return await parts[0]
         for future in parts:
             answers += await future
         return answers

@@ -12,12 +12,11 @@ thread of the Go core, while the loop decodes and looks up the next one; whoever
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
-import numpy as np
 import structlog
 
 from features.plan import TS, Plan
@@ -88,6 +87,7 @@ class Pipeline:
         self._aside = Aside(self.settle)
         l1.settle = self.settle
         self._turn_is_due = False
+        self._free = 0  # requests that may surely be offered before the next turn: what is left of it then counts again
         self._n_unlogged, self._log_at = 0, 0.0
         self._background: set[asyncio.Task[None]] = set()
 
@@ -106,7 +106,8 @@ class Pipeline:
 
         Raises WeirError if there is no room.
         """
-        self._check_room(1)
+        if len(self._offered) >= self._free or not self.is_open:
+            self._check_room(1)
         if form != self._form and self._offered:
             self._take_offered()
         self._form = form
@@ -115,7 +116,7 @@ class Pipeline:
         self._call_turn()
 
     def submit(
-        self, bodies: Sequence[bytes], form: int, deliver: Callable[[list[Answer]], object], *,
+        self, bodies: Sequence[bytes], form: int, deliver: Callable[[Sequence[Answer]], object], *,
         wanted: int = REPLIES, after: Ticket | None = None,
     ) -> Ticket | None:  # fmt: skip
         """A request of at most batch_max transactions, scored in their order; `deliver` gets all answers, errors in place.
@@ -125,6 +126,7 @@ class Pipeline:
         """
         assert 0 < len(bodies) <= self.batch_max
         self._check_room(len(bodies))
+        self._free -= len(bodies)
         rows, refused = self._codec.decode(bodies, form)
         request = Request(len(bodies), deliver)
         places: Sequence[int] = range(len(bodies))
@@ -193,6 +195,7 @@ class Pipeline:
         """Take what was offered, score what is ready, at most one batch; the rest has the next turn, after everybody else's."""
         self._turn_is_due = False
         self._take_offered()
+        self._free = 0 if self._fetcher.fullness else self._events_max - len(self._in_flight)
         if self._running is not None:  # its end calls the next turn
             return
         tickets: list[Ticket] = []
@@ -254,7 +257,7 @@ class Pipeline:
         if any(ticket.wanted == TRACES for ticket in batch.tickets):
             batch.vectors = self._arena.vectors[: batch.n_rows].copy()
         try:
-            risks, rows, lists = batch.risks, batch.rows, self._lists
+            risks, rows, lists = self._arena.risk[: batch.n_rows], batch.rows, self._lists
             classes, conclusions = decide_rows(rows, risks, batch.degraded, self.policy, lists, self._clock.now_ms())
             encoded = self._codec.encode(rows, batch.first_lsn, risks, classes, conclusions, self.model_name, batch.scorer.name)
         except Exception as error:
@@ -270,7 +273,7 @@ class Pipeline:
             self._fail(batch, JournalUnavailable(f"{error}; nothing was changed"))
             return
         batch.times.append(time.perf_counter())
-        for place, n_rows in enumerate(np.bincount(classes).tolist()):
+        for place, n_rows in Counter(classes.tobytes()).items():
             self.outcomes[conclusions[place].outcome] += n_rows
         self._commit(batch, encoded)
         if self._journal.is_synced_before_reply:
@@ -290,7 +293,8 @@ class Pipeline:
         self.n_rows += batch.n_rows
         self.n_waves += batch.waves
         self.batch_rows.observe(batch.n_rows)
-        self.batch_waves.observe(batch.waves)
+        if batch.waves:
+            self.batch_waves.observe(batch.waves)
         for stop, (before, after) in zip(STOPS, pairwise(batch.times), strict=True):
             self.batch_seconds[stop].observe(after - before)
 

@@ -21,19 +21,18 @@ from service.errors import InvalidEvent, WeirError
 from service.journal import TX
 from service.journal_format import encode_entries
 from service.records import encode_outcome
+from service.replies import Replies
 from service.rows import Rows, ends_of, to_lines
 
 Refused = dict[int, WeirError]  # by the number of the body
 
 
 class Encoded(msgspec.Struct, gc=False):
-    """The bytes of decided rows. entries: of their journal block. stored: of the column of decisions. replies: JSON, each
-    alone.
-    """
+    """The bytes of decided rows. entries: of their journal block. stored: of the column of decisions. replies: JSON."""
 
     entries: bytes
     stored: list[bytes]
-    replies: list[bytes]
+    replies: Replies
 
 
 class RowCodec(Protocol):
@@ -46,7 +45,10 @@ class RowCodec(Protocol):
         self, rows: Rows, first_lsn: int, risks: npt.NDArray[np.float32], classes: npt.NDArray[np.uint8],
         conclusions: Sequence[Conclusion], model: str, scorer: str,
     ) -> Encoded:  # fmt: skip
-        """Row i has LSN first_lsn + i, the score risks[i], finite, and conclusions[classes[i]]."""
+        """Row i has LSN first_lsn + i, the score risks[i] and conclusions[classes[i]].
+
+        Raises if a score is no number: FloatingPointError, GoCoreError.
+        """
 
 
 class ReferenceCodec:
@@ -89,6 +91,8 @@ class ReferenceCodec:
         conclusions: Sequence[Conclusion], model: str, scorer: str,
     ) -> Encoded:  # fmt: skip
         """See RowCodec."""
+        if not np.isfinite(risks).all():
+            raise FloatingPointError("the model gave a risk score that is no number")
         records = []
         for number, (score, place) in enumerate(zip(risks.tolist(), classes.tolist(), strict=True)):
             c = conclusions[place]
@@ -97,8 +101,12 @@ class ReferenceCodec:
         return Encoded(
             encode_entries([(TX, record.body, encode_outcome(record)) for record in records]),
             [encode_stored(record) for record in records],
-            [
-                encode_decision(Decision(event_id, r.score, r.outcome, r.model, r.scorer, r.lsn, False, r.degraded, r.reasons))
-                for event_id, r in zip(rows.event_ids, records, strict=True)
-            ],
+            Replies.of(
+                [
+                    encode_decision(
+                        Decision(event_id, r.score, r.outcome, r.model, r.scorer, r.lsn, False, r.degraded, r.reasons)
+                    )
+                    for event_id, r in zip(rows.event_ids, records, strict=True)
+                ]
+            ),
         )

@@ -18,6 +18,7 @@ from gocore.errors import GoCoreError
 from gocore.index import GoIndex
 from gocore.intake import Intake
 from service.decide import Conclusion
+from service.replies import Replies
 from service.row_codec import Encoded, ReferenceCodec, Refused, RowCodec
 from service.rows import Rows, concat
 from service.tiers.bloom import RotatingMaybeSet
@@ -78,9 +79,7 @@ class GoCodec:
         assert len(conclusions) <= CLASSES_MAX
         parts = self._parts_of(tuple(conclusions), model, scorer)
         encoded = self._encoder.encode(first_lsn, risks, rows.bodies, rows.ends, rows.event_id_lines, classes, parts)
-        cut, ends = encoded.replies.__getitem__, encoded.reply_ends
-        replies = list(map(cut, map(slice, [0, *ends[:-1]], [end - 1 for end in ends])))  # without the separator
-        return Encoded(encoded.entries, encoded.stored, replies)
+        return Encoded(encoded.entries, encoded.stored, Replies(encoded.replies, [0, *encoded.reply_ends]))
 
     def _parts_of(self, conclusions: tuple[Conclusion, ...], model: str, scorer: str) -> Parts:
         key = conclusions, model, scorer

@@ -5,7 +5,7 @@ came from. A batch answers 200 if its body can be taken apart; what is wrong wit
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -23,6 +23,7 @@ from service.codec import (
 )
 from service.errors import WeirError
 from service.metrics import Metrics
+from service.replies import Replies
 from service.settings import ServerSettings
 from service.ticket import DECISIONS, REPLIES, TRACES, Answer, Ticket
 
@@ -70,7 +71,7 @@ class ScoreCalls:
         return self._pipeline.batch_max
 
     def submit(
-        self, rows: list[bytes], form: int, deliver: Callable[[list[Answer]], object], flags: Flags, after: Ticket | None
+        self, rows: list[bytes], form: int, deliver: Callable[[Sequence[Answer]], object], flags: Flags, after: Ticket | None
     ) -> Ticket | None:
         """A part of a stream, to be scored after `after`; see Pipeline. Raises WeirError."""
         return self._pipeline.submit(rows, form, deliver, wanted=flags.wanted(form), after=after)
@@ -86,6 +87,9 @@ class ScoreCalls:
         """The reply to a batch and its content type. `content_type`: lower case, without parameters. Raises WeirError."""
         rows, form = split_batch(body, content_type, self._server.batch_rows_max)
         answers = await self.rows(rows, form, flags) if rows else []
+        if isinstance(answers, Replies) and form in (JSON, NDJSON):
+            lines = answers.lines
+            return (lines if form == NDJSON else b"[%b]" % lines[:-1].replace(b"\n", b",")), TYPES[form]
         parts: list[bytes] = []
         for start in range(0, len(rows), SLICE_ROWS):
             if start:
@@ -100,7 +104,7 @@ class ScoreCalls:
             reply = array_head(len(parts)) + b"".join(parts)
         return reply, TYPES[form]
 
-    async def rows(self, rows: list[bytes], form: int, flags: Flags) -> list[Answer]:
+    async def rows(self, rows: list[bytes], form: int, flags: Flags) -> Sequence[Answer]:
         """The answers to the rows of one request, in order. Raises WeirError."""
         form = MSGPACK if form == MSGPACK else JSON
         if flags.commit:
@@ -108,7 +112,14 @@ class ScoreCalls:
         self._pipeline.check_open()
         return await self._engine.try_many(rows, form, flags.trace)
 
-    def encode(self, rows: list[bytes], answers: list[Answer], form: int, flags: Flags) -> list[bytes]:
+    def lines(self, rows: list[bytes], answers: Sequence[Answer], form: int, flags: Flags) -> bytes:
+        """The replies to rows of a stream, with a line feed after each if it is one of lines."""
+        if isinstance(answers, Replies) and form == JSON:
+            return answers.lines
+        end = b"" if form == MSGPACK else b"\n"
+        return end.join([*self.encode(rows, answers, form, flags), b""])
+
+    def encode(self, rows: list[bytes], answers: Sequence[Answer], form: int, flags: Flags) -> list[bytes]:
         """The reply in place of each row."""
         for answer in answers:
             if isinstance(answer, WeirError):

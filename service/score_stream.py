@@ -9,7 +9,7 @@ line feed counts if the body ended as it should; if the connection broke it neve
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import msgpack
@@ -37,7 +37,7 @@ class ScoreStream:
         self._rest = b""
         self._problem: WeirError | None = None  # after which nothing can follow
         self._ticket: Ticket | None = None
-        self._under_way: asyncio.Queue[tuple[list[bytes], asyncio.Future[list[Answer]]] | None] = asyncio.Queue(AHEAD)
+        self._under_way: asyncio.Queue[tuple[list[bytes], asyncio.Future[Sequence[Answer]]] | None] = asyncio.Queue(AHEAD)
 
     async def run(self, read: Read, write: Write) -> None:
         """Until the end of what is read, and of what is to be written. Raises what those two raise."""
@@ -61,7 +61,7 @@ class ScoreStream:
         except NotReady as error:  # the service stops
             self._problem = error
         if self._problem is not None:
-            future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+            future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
             future.set_result([self._problem])
             await self._under_way.put(([b""], future))
         await self._under_way.put(None)
@@ -83,14 +83,14 @@ class ScoreStream:
         step, loop = self._calls.batch_max, asyncio.get_running_loop()
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
-            future: asyncio.Future[list[Answer]] = loop.create_future()
+            future: asyncio.Future[Sequence[Answer]] = loop.create_future()
             if self._flags.commit:
                 await self._submit_when_there_is_room(part, future)
             else:
                 future.set_result(await self._calls.rows(part, self._form, self._flags))
             await self._under_way.put((part, future))
 
-    async def _submit_when_there_is_room(self, rows: list[bytes], future: "asyncio.Future[list[Answer]]") -> None:
+    async def _submit_when_there_is_room(self, rows: list[bytes], future: "asyncio.Future[Sequence[Answer]]") -> None:
         deliver = functools.partial(resolve, future)
         while True:
             try:
@@ -100,11 +100,9 @@ class ScoreStream:
                 await asyncio.sleep(ROOM_INTERVAL_S)
 
     async def _write_all(self, write: Write) -> None:
-        end = b"" if self._form == MSGPACK else b"\n"
         while (part := await self._under_way.get()) is not None:
             rows, future = part
-            replies = self._calls.encode(rows, await future, self._form, self._flags)
-            await write(end.join([*replies, b""]))
+            await write(self._calls.lines(rows, await future, self._form, self._flags))
 
 
 def _cut_packed(data: bytes) -> tuple[list[bytes], bytes, WeirError | None]:

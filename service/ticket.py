@@ -15,6 +15,7 @@ import numpy.typing as npt
 from service.decide import Decision
 from service.errors import WeirError
 from service.fetch import Miss
+from service.replies import Replies
 from service.rows import Rows
 
 Answer = bytes | Decision | WeirError  # bytes: the JSON reply
@@ -48,6 +49,8 @@ class EachSink:
 
     def answer_all(self, answers: Sequence[Answer]) -> None:
         """See Sink."""
+        if isinstance(answers, Replies):
+            answers = answers.as_list()
         for call, answer in zip(self._calls, answers, strict=True):
             call(answer)
 
@@ -57,17 +60,26 @@ class EachSink:
 
 
 class Request:
-    """Collects the answers to `n_rows` rows; `deliver` gets them all, in order, once they are there."""
+    """Collects the answers to `n_rows` rows; `deliver` gets them all, in order, once they are there.
 
-    __slots__ = ("_answers", "_deliver", "_n_open")
+    Answers that come all at once are handed on as they are.
+    """
 
-    def __init__(self, n_rows: int, deliver: Callable[[list[Answer]], object]) -> None:
-        self._answers: list[Answer | None] = [None] * n_rows
-        self._n_open = n_rows
+    __slots__ = ("_answers", "_deliver", "_n_open", "_n_rows")
+
+    def __init__(self, n_rows: int, deliver: Callable[[Sequence[Answer]], object]) -> None:
+        self._answers: list[Answer | None] = []
+        self._n_rows = self._n_open = n_rows
         self._deliver = deliver
 
     def put(self, places: Iterable[int], answers: Sequence[Answer]) -> None:
         """Answers for these places; the last of them delivers all."""
+        if len(answers) == self._n_rows:  # a request's rows are in their order
+            self._n_open = 0
+            self._deliver(answers)
+            return
+        if not self._answers:
+            self._answers = [None] * self._n_rows
         for place, answer in zip(places, answers, strict=True):
             self._answers[place] = answer
         self._n_open -= len(answers)
@@ -158,7 +170,7 @@ def _never(ticket: Ticket, row: int, miss: Miss) -> None:
     raise AssertionError("a ticket that misses nothing hears of no arrival")
 
 
-def resolve(future: "asyncio.Future[list[Answer]]", answers: list[Answer]) -> None:
+def resolve(future: "asyncio.Future[Sequence[Answer]]", answers: Sequence[Answer]) -> None:
     """Deliver answers to a future. Its owner may have hung up, which must not keep the others of a batch from theirs."""
     if not future.done():  # what was journaled stays journaled
         future.set_result(answers)

@@ -53,7 +53,7 @@ func weir_intake(handle C.uint64_t, memory *C.weir_intake_job) (status C.int32_t
 		}
 	}
 	p.intake.Take(&job)
-	memory.n_left, memory.n_missing = C.int64_t(job.NumLeft), C.int64_t(job.Missing)
+	memory.n_left, memory.n_missing, memory.n_suspects = C.int64_t(job.NumLeft), C.int64_t(job.Missing), C.int64_t(job.NumSuspects)
 	return C.WEIR_OK
 }
 

@@ -131,7 +131,7 @@ typedef struct {
  *
  * Where n_indexes is not 0 it is the number of kinds: slots (rows, kinds) are those of the ids in these indexes, -1 for what is not
  * there or is no id; n_missing counts the ids that are not there. Where n_filters is not 0, suspects gets 1 for each row whose event id
- * may be in one of these filters, also by an earlier row, else 0; each is added to the first filter. */
+ * may be in one of these filters, also by an earlier row, else 0, n_suspects counts those; each is added to the first filter. */
 typedef struct {
     uint8_t *text;
     int64_t text_size;
@@ -155,6 +155,7 @@ typedef struct {
     uint64_t *filters;
     int64_t n_filters;
     uint8_t *suspects;
+    int64_t n_suspects;
 } weir_intake_job;
 
 /* Decided transactions to be written down and answered.

@@ -113,7 +113,7 @@ class Running:
         self.engine.pipeline.offer(encode_body(tx), MSGPACK, resolve)
         return future
 
-    async def submit_many(self, txs: Sequence[Transaction], wanted: int = DECISIONS) -> list[Answer]:
+    async def submit_many(self, txs: Sequence[Transaction], wanted: int = DECISIONS) -> Sequence[Answer]:
         """One request of many transactions."""
         return await self.engine.submit_many([encode_body(tx) for tx in txs], MSGPACK, wanted)
 

@@ -26,15 +26,15 @@ QUIET = ("write_behind.interval_ms=60000", "l2.flush_interval_ms=3600000", "jour
 pytestmark = pytest.mark.skipif(missing_scorer("go") is not None, reason=missing_scorer("go") or "")
 
 
-def submit(running: "Running", txs: Sequence[Transaction]) -> "asyncio.Future[list[Answer]]":
+def submit(running: "Running", txs: Sequence[Transaction]) -> "asyncio.Future[Sequence[Answer]]":
     """One request, as a part of a stream submits it."""
-    future: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
     bodies = [encode_body(tx) for tx in txs]
     running.engine.pipeline.submit(bodies, MSGPACK, future.set_result, wanted=DECISIONS)
     return future
 
 
-async def begin(running: "Running", txs: Sequence[Transaction]) -> "asyncio.Future[list[Answer]]":
+async def begin(running: "Running", txs: Sequence[Transaction]) -> "asyncio.Future[Sequence[Answer]]":
     """The same, once the batch is on the core's thread."""
     future = submit(running, txs)
     pipeline = running.engine.pipeline
@@ -165,7 +165,7 @@ async def test_batch_that_could_not_be_handed_over_takes_nothing_of_the_one_befo
 async def test_part_whose_stream_broke_off_keeps_nobody_from_an_answer(start_go: Start, stream: list[Transaction]) -> None:
     """The future of a stream that has gone is cancelled; whoever shares its batch is answered, and its rows are scored."""
     running = await start_go(*QUIET)
-    gone: asyncio.Future[list[Answer]] = asyncio.get_running_loop().create_future()
+    gone: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
     bodies = [encode_body(tx) for tx in stream[:20]]
     running.engine.pipeline.submit(bodies, MSGPACK, functools.partial(resolve, gone), wanted=DECISIONS)
     gone.cancel()

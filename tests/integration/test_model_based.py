@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ class Machine(RuleBasedStateMachine):
         self.score(list(range(N_CARDS)), other, 5, 0, True)
         self.score(list(range(100, 140)), other, 5, 0, False)
 
-    def submit_many(self, txs: list[Transaction]) -> Coroutine[Any, Any, list[Answer]]:
+    def submit_many(self, txs: list[Transaction]) -> Coroutine[Any, Any, Sequence[Answer]]:
         return self.engine.submit_many([encode_body(tx) for tx in txs], MSGPACK, DECISIONS)
 
     def _score(self, txs: list[Transaction]) -> None:

@@ -46,6 +46,8 @@ type Job struct {
 	Missing  int
 	Filters  []*maybe.Filter // of event ids; without any, no suspects are wanted
 	Suspects []uint8
+
+	NumSuspects int
 }
 
 // Intake knows which ids and rates a plan wants.
@@ -89,6 +91,10 @@ func (in *Intake) Take(j *Job) {
 	if len(j.Filters) > 0 {
 		if err := maybe.Take(j.Filters, j.IDs[:j.IDEnds[0]], j.Suspects); err != nil {
 			panic(err) // each row has its line feed
+		}
+		j.NumSuspects = 0
+		for _, found := range j.Suspects {
+			j.NumSuspects += int(found)
 		}
 	}
 }
