@@ -38,7 +38,7 @@ const (
 	// EpochShift: an LSN is epoch << EpochShift | counter.
 	EpochShift = 48
 	epochMax   = 32767 // an LSN has to fit a signed 64-bit integer in Postgres
-	lsnMax     = epochMax<<EpochShift | 1<<EpochShift - 1
+	lsnMax     = epochMax<<EpochShift | (1<<EpochShift - 1)
 )
 
 // ErrCorrupt is wrapped when entries that should be here cannot be read.
