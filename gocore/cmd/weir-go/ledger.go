@@ -51,7 +51,8 @@ func ledgerRow(lsn uint64, entry *journal.Entry) (ledger.Row, error) {
 		return ledger.Row{}, err
 	}
 	return ledger.Row{
-		LSN: lsn, EventID: t.EventID, TS: t.TS, CardID: t.CardID, MerchantID: t.MerchantID, Amount: t.Amount, Currency: t.Currency,
-		Score: d.Score, Outcome: d.Outcome, Model: d.Model, Scorer: d.Scorer, Reasons: d.Reasons, Tx: entry.Body,
+		LSN: lsn, EventID: t.EventID, TS: t.TS, CardID: tx.UnlessBlank(t.CardID), MerchantID: tx.UnlessBlank(t.MerchantID),
+		Amount: t.Amount, Currency: t.Currency, Score: d.Score, Outcome: d.Outcome, Model: d.Model, Scorer: d.Scorer,
+		Reasons: d.Reasons, Tx: entry.Body,
 	}, nil
 }

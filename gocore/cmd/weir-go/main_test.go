@@ -16,6 +16,10 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"weir/gocore/internal/decisions"
+	"weir/gocore/internal/journal"
+	"weir/gocore/internal/tx"
 )
 
 // asServer makes the test's own binary be the server, so that it can be killed.
@@ -283,5 +287,14 @@ func TestRun_Help_ListsFlagsAndSettings(t *testing.T) {
 		if !strings.Contains(stdout.String(), part) {
 			t.Errorf("no %s in\n%s", part, stdout.String())
 		}
+	}
+}
+
+func TestLedgerRow_ErasedIDs_Empty(t *testing.T) {
+	e := tx.Transaction{EventID: "e", TS: 1, Currency: "EUR", CardID: "\x00\x00", MerchantID: "\ue000", MCC: -1}
+	made := decisions.Stored{Outcome: "approve", Model: "m", Scorer: "go"}
+	row, err := ledgerRow(1, &journal.Entry{Kind: journal.TX, Body: e.AppendBody(nil), Decision: made.AppendOutcome(nil)})
+	if err != nil || row.CardID != "" || row.MerchantID != "" || row.EventID != "e" {
+		t.Errorf("%+v, %v", row, err)
 	}
 }

@@ -36,9 +36,6 @@ const (
 	tableMin   = 1 << 14
 )
 
-// blanks begin the ids that were erased: features/transaction.py.
-var blanks = [...]string{"\x00", "\u0080", "\ue000", "\U000f0000"}
-
 // Job is what Take is asked, and the memory for its answer. IDs has IDBytes bytes for the new ids of each kind.
 type Job struct {
 	Blocks           []byte // from the start of a block on
@@ -247,7 +244,7 @@ func record(j *Job, lsn int64, eventID string, entry *journal.Entry) int {
 
 // number is that of an id among those of its kind, -1 for one that is absent or was erased. It notes the first row of each.
 func (s *Splitter) number(arena *score.Arena, j *Job, i int, id string) int {
-	if id == "" || isBlank(id) {
+	if id == "" || tx.IsBlank(id) {
 		return -1
 	}
 	k := &s.kinds[i]
@@ -308,15 +305,6 @@ func (k *kind) grow() {
 		}
 		k.table[place] = int32(n + 1)
 	}
-}
-
-func isBlank(id string) bool {
-	for _, blank := range blanks {
-		if strings.HasPrefix(id, blank) {
-			return true
-		}
-	}
-	return false
 }
 
 // other notes an entry that is no transaction, to be applied before the row that follows.

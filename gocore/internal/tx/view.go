@@ -1,6 +1,7 @@
 package tx
 
 import (
+	"strings"
 	"unicode/utf8"
 	"unsafe"
 
@@ -14,6 +15,27 @@ var printable = [...]struct{ first, last rune }{
 	{0x4e00, 0x9fcb}, {0xac00, 0xd7a3},
 }
 
+// blanks begin the ids that were erased: features/transaction.py.
+var blanks = [...]string{"\x00", "\u0080", "\ue000", "\U000f0000"}
+
+// IsBlank reports whether an id is what erasure leaves of one.
+func IsBlank(id string) bool {
+	for _, blank := range blanks {
+		if strings.HasPrefix(id, blank) {
+			return true
+		}
+	}
+	return false
+}
+
+// UnlessBlank is id, or nothing of one that was erased: what the ledger keeps.
+func UnlessBlank(id string) string {
+	if IsBlank(id) {
+		return ""
+	}
+	return id
+}
+
 // ViewJSON is Decode for a caller in a hurry: the texts are views of body, valid as long as its bytes stay as they are, and whatever
 // Decode refuses, or other programs may judge in another way, is refused without a word. It allocates for escapes and refusals alone.
 func ViewJSON(body []byte, t *Transaction) bool {
@@ -25,13 +47,25 @@ func ViewJSON(body []byte, t *Transaction) bool {
 
 // ViewMessagePack is ViewJSON for a map of the same names and values. Absent fields are missing or nil, lat and lon may be integers.
 func ViewMessagePack(body []byte, t *Transaction) bool {
+	seen, odd, ok := t.readAll(body)
+	return ok && t.isSure(seen, odd)
+}
+
+// ViewStored is ViewMessagePack for a body as it is kept, which was checked before it was: an id may have become a blank since, and
+// no id is looked at twice. It refuses what the Python service's decode_body does, and maybe more.
+func ViewStored(body []byte, t *Transaction) bool {
+	seen, _, ok := t.readAll(body)
+	return ok && seen&required == required
+}
+
+// readAll reads a map; odd is set if some id is not printable ASCII.
+func (t *Transaction) readAll(body []byte) (seen int, odd, ok bool) {
 	*t = Transaction{MCC: -1}
 	r := msgpack.Reader{Data: body, Views: true}
-	seen, odd := 0, false
 	for n := r.Map(); n > 0; n-- {
 		has, ok := t.read(&r, r.String(), &odd)
 		if !ok || r.Err() != nil {
-			return false
+			return 0, false, false
 		}
 		if has < 0 {
 			seen &^= -has
@@ -39,7 +73,7 @@ func ViewMessagePack(body []byte, t *Transaction) bool {
 			seen |= has
 		}
 	}
-	return r.End() == nil && t.isSure(seen, odd)
+	return seen, odd, r.End() == nil
 }
 
 // read reads the value of the field called name; has is its bit, negative if it is nil.
