@@ -69,7 +69,8 @@ fuzz-go: setup go  ## fuzz the parsers of plans, profiles and journal blocks, a 
 	cd gocore && go=$$(../$(BIN)/python -m gocore.build --print-go) && \
 		$$go test -run '^$$' -fuzz FuzzParse -fuzztime 60s -fuzzminimizetime 10x ./internal/plan && \
 		$$go test -run '^$$' -fuzz FuzzProfile -fuzztime 60s -fuzzminimizetime 10x ./internal/advance && \
-		$$go test -run '^$$' -fuzz FuzzTake -fuzztime 60s -fuzzminimizetime 10x ./internal/replay
+		$$go test -run '^$$' -fuzz FuzzTake -fuzztime 60s -fuzzminimizetime 10x ./internal/replay && \
+		$$go test -run '^$$' -fuzz FuzzTake -fuzztime 60s -fuzzminimizetime 10x ./internal/copyrows
 
 fmt: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .

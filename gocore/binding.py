@@ -280,6 +280,10 @@ class Core:
         """Take blocks apart as the job says; without the GIL."""
         self.check(self._lib.weir_replay(handle, arena.handle, job))
 
+    def ledger_rows(self, job: Any) -> None:
+        """Make rows of the ledger as the weir_ledger_job says; without the GIL."""
+        self.check(self._lib.weir_ledger_rows(job))
+
     def label(self, arena: ArenaMemory, kind: int, slot: int, ts: int, delta: int, lsn: int) -> bool:
         """Add `delta` frauds to the tile of `ts` in a profile. False if it already has `lsn`, or is empty."""
         changed = self._ffi.new("int32_t *")

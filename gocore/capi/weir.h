@@ -33,6 +33,11 @@
 #define WEIR_REPLAY_BEYOND 2
 #define WEIR_REPLAY_LEFT 3
 
+#define WEIR_LEDGER_MORE 0
+#define WEIR_LEDGER_FULL 1
+#define WEIR_LEDGER_BEYOND 2
+#define WEIR_LEDGER_LEFT 3
+
 #define WEIR_JSON 0
 #define WEIR_MSGPACK 1
 #define WEIR_TAKEN 0
@@ -194,6 +199,28 @@ typedef struct {
     int64_t *reply_ends;
 } weir_encode_job;
 
+/* Blocks of the journal (docs/journal.md) as rows of the ledger.
+ *
+ * In: blocks_size bytes from the start of a block on, the LSN before that block; rows up to from_lsn are in the ledger already; blocks
+ * that end above to_lsn are not wanted. rows_max: once there are rows, no block is taken that would make them more.
+ *
+ * Out: `rows` tuples of COPY weir_ledger FROM STDIN (FORMAT binary), out_end bytes, without header and trailer: the columns from lsn to
+ * tx. They are of whole blocks, `taken` bytes of them, the last of which ends with before_lsn: the next call goes on from there. */
+typedef struct {
+    uint8_t *blocks;
+    int64_t blocks_size;
+    int64_t before_lsn;
+    int64_t from_lsn;
+    int64_t to_lsn;
+    int64_t rows_max;
+    uint8_t *out;
+    int64_t out_size;
+    int64_t out_end;
+    int64_t rows;
+    int64_t taken;
+    int64_t state;
+} weir_ledger_job;
+
 int32_t weir_abi_version(void);
 
 /* The message of this thread's last failure, cut to size - 1 bytes and ended by a zero. Returns the bytes of the whole. */
@@ -272,6 +299,11 @@ int32_t weir_intake(uint64_t plan, weir_intake_job *job);
 
 /* The bytes of decided transactions; keeps nothing. WEIR_BAD_ARGUMENT if they do not fit. */
 int32_t weir_encode(weir_encode_job *job);
+
+/* Blocks to rows; keeps nothing. state gets WEIR_LEDGER_MORE where a block is not all there, or is none; WEIR_LEDGER_FULL where there is
+ * no room for the next one, WEIR_LEDGER_BEYOND where it ends above to_lsn, WEIR_LEDGER_LEFT where it is damaged, or holds anything that
+ * is no row. */
+int32_t weir_ledger_rows(weir_ledger_job *job);
 
 /* Any model. An output whose n_dimensions is -1 has a shape that only the run can tell: shape has room for 8 dimensions, data
  * for size bytes; n_dimensions, shape and size are filled in. */
