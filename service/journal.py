@@ -11,6 +11,7 @@ Cost: append 3.3 µs for one entry of 260 bytes, 0.5 µs per entry at 64. Format
 import asyncio
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -397,6 +398,12 @@ class Journal:
     def segments(self) -> list[Segment]:
         """Copies of all segments as they are now, in LSN order: for whoever reads their bytes."""
         return self._copy_segments()
+
+    def segments_from(self, lsn: int, n_max: int) -> list[Segment]:
+        """Copies of at most `n_max` segments, in LSN order, from the one on that `lsn` is in or would be."""
+        segments = list(self._segments)  # at once: another thread trims
+        start = max(bisect_right(segments, lsn, key=lambda segment: segment.first_lsn) - 1, 0)
+        return [msgspec.structs.replace(segment) for segment in segments[start : start + n_max]]
 
     def _copy_segments(self) -> list[Segment]:
         return [msgspec.structs.replace(segment) for segment in self._segments]
