@@ -43,6 +43,7 @@ from service.inference import open_inference
 from service.journal import EPOCH_MAX, EPOCH_SHIFT, Journal, JournalError
 from service.keeper import Keeper
 from service.labels import Labels
+from service.ledger_chunks import open_maker
 from service.ledger_feed import LedgerFeed
 from service.list_store import ListStore
 from service.listeners import Listeners
@@ -300,7 +301,7 @@ def _build(
     )  # fmt: skip
     feed = None
     if stores.ledger is not None:
-        feed = LedgerFeed(stores.ledger, journal, stores.ledger_position, w.interval_ms)
+        feed = LedgerFeed(stores.ledger, journal, stores.ledger_position, w.interval_ms, open_maker())
     dry_run = DryRun(plan, fetcher, scorer, card.model, policy, lists, clock)
     erasures = Erasures(plan, journal, fetcher, write_behind, decisions, stores.decisions, stores.rocks)
     labels = Labels(plan, l1, fetcher, decisions, journal, touched, erasures.blanked)
