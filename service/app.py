@@ -301,7 +301,14 @@ def _build(
     )  # fmt: skip
     feed = None
     if stores.ledger is not None:
-        feed = LedgerFeed(stores.ledger, journal, stores.ledger_position, w.interval_ms, open_maker())
+        feed = LedgerFeed(
+            stores.ledger,
+            journal,
+            stores.ledger_position,
+            w.interval_ms,
+            open_maker(),
+            lambda: pipeline.n_waiting >= q.batch_max,
+        )
     dry_run = DryRun(plan, fetcher, scorer, card.model, policy, lists, clock)
     erasures = Erasures(plan, journal, fetcher, write_behind, decisions, stores.decisions, stores.rocks)
     labels = Labels(plan, l1, fetcher, decisions, journal, touched, erasures.blanked)
