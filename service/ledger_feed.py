@@ -39,7 +39,7 @@ JOURNAL_RETRY_S = 10.0  # after one of the journal: each attempt reads it from t
 class LedgerFeed:
     """One task that follows the journal. `position` is what the ledger has. Without a `maker` all goes the reference's way.
 
-    While transactions wait to be scored (`is_busy`) it takes half of the time at most: what it does not ship now it ships later.
+    While transactions wait to be scored (`is_busy`) it takes half of the time at most: what it does not ship now it does later.
     """
 
     def __init__(
