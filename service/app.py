@@ -142,7 +142,7 @@ async def _open_port(
     lag = asyncio.create_task(watch_loop(metrics.loop_lag[()]))
     stack.push_async_callback(_cancel, [lag])
     app = build_web_app(engine, keys, metrics, settings)
-    runner = HttpRunner(app, access_log=None, handle_signals=False, shutdown_timeout=HTTP_STOP_DEADLINE_S)
+    runner = HttpRunner(app, settings.server, access_log=None, handle_signals=False, shutdown_timeout=HTTP_STOP_DEADLINE_S)
     await runner.setup()
     stack.push_async_callback(_stop_http, listeners, runner, None)
     assert runner.server is not None

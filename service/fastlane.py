@@ -34,8 +34,6 @@ HEAD_BYTES_MAX: Final = 4_096  # a longer head is not plain; aiohttp's own limit
 HEADS_MAX: Final = 4_096  # plain heads that are remembered
 PENDING_MAX: Final = 64  # requests of one connection under way; what comes after waits in the socket
 BUFFER_BYTES_MAX: Final = 256 * 1024  # unread bytes of one connection while replies are pending
-HEAD_DEADLINE_S: Final = 10.0  # for a whole head, from the connection's first byte or the one that it began with
-IDLE_DEADLINE_S: Final = 75.0  # without a request
 SWEEP_INTERVAL_S: Final = 1.0
 
 _END: Final = b"\r\n\r\n"
@@ -185,20 +183,21 @@ class _Connection(asyncio.Protocol):
         self._pause()
         self.flush()
 
-    def sweep(self, now: float, body_deadline_s: float) -> None:
+    def sweep(self, now: float) -> None:
         """End it if its client keeps it open for nothing."""
-        age = now - self.active_at
+        age, server = now - self.active_at, self.lane.server
         if self.pending or self._is_leaving or self.transport is None:
             return
         if not self._buffer:
-            if age > IDLE_DEADLINE_S:
+            if age * 1e3 > server.idle_deadline_ms > 0:
                 self.transport.close()
         elif _END in self._buffer:
-            if age > body_deadline_s > 0:
-                limit = f"the body did not arrive within server.request_deadline_ms = {body_deadline_s * 1e3:.0f} ms"
+            if age * 1e3 > server.request_deadline_ms > 0:
+                limit = f"the body did not arrive within server.request_deadline_ms = {server.request_deadline_ms} ms"
                 self._refuse(RequestTimeout(limit, "body"))
-        elif age > HEAD_DEADLINE_S:
-            self._refuse(RequestTimeout(f"the head did not arrive within {HEAD_DEADLINE_S:.0f} s", "head"))
+        elif age * 1e3 > server.head_deadline_ms > 0:
+            limit = f"the head did not arrive within server.head_deadline_ms = {server.head_deadline_ms} ms"
+            self._refuse(RequestTimeout(limit, "head"))
 
     def _begin(self, head: _Head, body: bytes) -> None:
         exchange = _Exchange(self, head.form)
@@ -275,7 +274,7 @@ class FastLane:
         self._refused = metrics.refused
         self._observe = metrics.request_seconds["score",].observe
         self._body_bytes_max = server.body_bytes_max
-        self._body_deadline_s = server.request_deadline_ms / 1000
+        self.server = server
         self._date_s = 0
         self._rest = b""
         self._sweeping: asyncio.Task[None] | None = None
@@ -354,7 +353,7 @@ class FastLane:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             now = time.monotonic()
             for connection in list(self.connections):
-                connection.sweep(now, self._body_deadline_s)
+                connection.sweep(now)
 
 
 class _Fields:

@@ -40,6 +40,8 @@ class ServerSettings(Section, frozen=True):
     batch_body_bytes_max: Annotated[int, Meta(ge=1024, le=256 * MIB)] = 8 * MIB  # bytes
     batch_rows_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000  # transactions in one batch request
     request_deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 5_000  # ms; 0: none
+    head_deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 10_000  # ms for a whole head, from its first byte on; 0: none
+    idle_deadline_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 75_000  # ms without a request, then it is closed; 0: none
     fast_lane: bool = True  # POST /v1/score by a protocol of our own in front of aiohttp; false: everything by aiohttp
     tls_cert: Path | None = None  # PEM file, chain included; with tls_key: TCP speaks TLS 1.2 or newer, and no plain HTTP
     tls_key: Path | None = None  # PEM file, not encrypted

@@ -4,7 +4,8 @@ aiohttp answers these as text/plain that quotes the request, and logs a tracebac
 body or an API key. Here the reply says what is wrong without quoting, and the log has one line with neither.
 """
 
-from typing import Final
+import asyncio
+from typing import Any, Final
 
 import structlog
 from aiohttp import web
@@ -12,27 +13,68 @@ from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
 from service.errors import CallerError, UnsupportedMedia, WeirError
 from service.handlers.exchange import problem_reply
+from service.settings import ServerSettings
 
+WEEK_S: Final = 7 * 86_400.0
 HALF_CLOSED_INTERVAL_S: Final = 0.02  # between two looks whether a half-closed connection has been answered
 
 _log = structlog.get_logger("weir.http")
 
 
 class HttpRunner(web.AppRunner):
-    """An AppRunner whose connections answer what cannot be parsed with a problem."""
+    """An AppRunner whose connections answer what cannot be parsed with a problem, and do not wait for ever for a head."""
+
+    def __init__(self, app: web.Application, server: ServerSettings, **options: Any) -> None:
+        # aiohttp has no "never": a week.
+        super().__init__(app, keepalive_timeout=server.idle_deadline_ms / 1000 or WEEK_S, **options)
+        self._head_deadline_s = server.head_deadline_ms / 1000
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
-        return _Server(server.request_handler, request_factory=server.request_factory, **server._kwargs)
+        ours = _Server(server.request_handler, request_factory=server.request_factory, **server._kwargs)
+        ours.head_deadline_s = self._head_deadline_s
+        return ours
 
 
 class _Server(web.Server):
+    head_deadline_s: float
+
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
+        return _Connection(self, self.head_deadline_s, loop=self._loop, **self._kwargs)
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ()
+    __slots__ = ("_head_deadline_s", "_head_timer")
+
+    def __init__(self, server: _Server, head_deadline_s: float, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._head_deadline_s = head_deadline_s
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """What is no request yet, and belongs to none, is part of a head."""
+        super().data_received(data)
+        is_idle = self._waiter is None or not self._waiter.done()
+        if data and is_idle and not self._messages and not self._request_in_progress:
+            if self._head_timer is None and self._head_deadline_s:
+                self._head_timer = self._loop.call_later(self._head_deadline_s, self._give_up)
+        elif self._head_timer is not None:
+            self._end_timer()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """See asyncio."""
+        self._end_timer()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        _log.warning("head did not arrive in time", seconds=self._head_deadline_s)
+        self.force_close()
+
+    def _end_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def eof_received(self) -> bool:  # type: ignore[override]  # asyncio asks for it, aiohttp never says yes
         """A client that has said all it had to say still gets its replies; aiohttp and uvloop would close at once."""

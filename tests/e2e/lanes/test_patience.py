@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from service.settings import ServerSettings
-
 if TYPE_CHECKING:
     from tests.e2e.lanes.conftest import Connection, Lane, Lanes
 
@@ -40,13 +38,6 @@ def connect(lane: "Lane", *pieces: bytes) -> "Connection":
     connection = lane.connect()
     connection.send([lane.fill_in(piece) for piece in pieces])
     return connection
-
-
-def needs(setting: str) -> str:
-    """The setting's dotted key; skips where the service does not have it."""
-    if setting not in ServerSettings.__struct_fields__:
-        pytest.skip(f"there is no server.{setting}")
-    return f"server.{setting}"
 
 
 def drip(connection: "Connection", data: bytes, seconds: float) -> float:
@@ -80,7 +71,7 @@ def test_head_that_never_ends_is_given_up(make_lanes: MakeLanes, first: bytes) -
         connection.close()
         return taken
 
-    lanes = make_lanes(f"{needs('head_deadline_ms')}=600")
+    lanes = make_lanes("server.head_deadline_ms=600")
     assert all(0.4 < taken < 4 for taken in lanes.both(run))
     lanes.both(lambda lane: lane.assert_well())
 
@@ -101,7 +92,7 @@ def test_idle_connection_is_closed(make_lanes: MakeLanes, first: bytes) -> None:
         busy.close()
         return taken
 
-    lanes = make_lanes(f"{needs('idle_deadline_ms')}=600")
+    lanes = make_lanes("server.idle_deadline_ms=600")
     assert all(0.4 < taken < 4 for taken in lanes.both(run))
 
 
