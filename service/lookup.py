@@ -130,6 +130,8 @@ class LookUp:
         """A ticket of these rows."""
         part = Ticket(ticket.rows.only(numbers), ticket.slots[list(numbers)], ticket.sink.only(numbers), ticket.wanted)
         part.arrived, part.is_pinned, part.lookup_seconds = ticket.arrived, True, ticket.lookup_seconds
+        if not (ticket.degraded or ticket.sources):
+            return part
         for place, number in enumerate(numbers):
             if number in ticket.degraded:
                 part.degraded[place] = ticket.degraded[number]

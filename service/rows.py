@@ -25,7 +25,7 @@ class Rows:
     """
 
     __slots__ = (
-        "_entities", "_event_ids", "bodies", "columns", "ends", "entity_lines", "event_id_lines", "n_missing", "slots",
+        "_entities", "_entity_lines", "_event_ids", "bodies", "columns", "ends", "event_id_lines", "n_missing", "slots",
         "suspects",
     )  # fmt: skip
 
@@ -34,13 +34,13 @@ class Rows:
         slots: Int64s | None = None, n_missing: int = 0, suspects: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
         self.event_id_lines = event_id_lines
-        self.entity_lines = entity_lines
         self.columns = columns
         self.bodies = bodies
         self.ends = ends
         self.slots = slots
         self.n_missing = n_missing
         self.suspects = suspects
+        self._entity_lines: Sequence[bytes] = entity_lines
         self._event_ids: list[str] | None = None
         self._entities: list[list[str]] | None = None
 
@@ -58,7 +58,7 @@ class Rows:
     def entities(self) -> list[list[str]]:
         """A list per kind of the plan, "" where a transaction names none."""
         if self._entities is None:
-            self._entities = [from_lines(lines) for lines in self.entity_lines]
+            self._entities = [from_lines(lines) for lines in self._entity_lines]
         return self._entities
 
     def body(self, row: int) -> bytes:
@@ -71,22 +71,20 @@ class Rows:
 
     def only(self, numbers: Sequence[int]) -> "Rows":
         """These rows, in this order."""
-        bodies = [self.body(number) for number in numbers]
+        event_ids = [self.event_ids[number] for number in numbers]
         entities = [[ids[number] for number in numbers] for ids in self.entities]
+        bodies = [self.body(number) for number in numbers]
+        # A row alone, the usual case: views of what nobody changes.
+        places: slice | list[int] = slice(numbers[0], numbers[0] + 1) if len(numbers) == 1 else list(numbers)
         slots, n_missing = None, 0
         if self.slots is not None:
-            slots = self.slots[list(numbers)]
+            slots = self.slots[places]
             n_missing = int(np.count_nonzero(slots < 0)) - sum(ids.count("") for ids in entities)
-        return Rows(
-            to_lines([self.event_ids[number] for number in numbers]),
-            [to_lines(ids) for ids in entities],
-            self.columns[list(numbers)],
-            b"".join(bodies),
-            ends_of(bodies),
-            slots,
-            n_missing,
-            None if self.suspects is None else (),
-        )
+        suspects = None if self.suspects is None else ()
+        ends = ends_of(bodies)
+        rows = Rows(to_lines(event_ids), (), self.columns[places], b"".join(bodies), ends, slots, n_missing, suspects)
+        rows._event_ids, rows._entities = event_ids, entities
+        return rows
 
 
 def concat(parts: Sequence[Rows]) -> Rows:
@@ -94,18 +92,30 @@ def concat(parts: Sequence[Rows]) -> Rows:
     offsets = np.cumsum([0, *(len(rows.bodies) for rows in parts[:-1])])
     joined = Rows(
         b"".join([rows.event_id_lines for rows in parts]),
-        [b"".join(of_kind) for of_kind in zip(*(rows.entity_lines for rows in parts), strict=True)],
+        (),
         np.concatenate([rows.columns for rows in parts]),
         b"".join([rows.bodies for rows in parts]),
-        np.concatenate([rows.ends + offset for rows, offset in zip(parts, offsets, strict=True)]),
+        np.concatenate([rows.ends + offset for rows, offset in zip(parts, offsets.tolist(), strict=True)]),
         suspects=None if any(rows.suspects is None for rows in parts) else (),
     )
     joined._event_ids = list(chain.from_iterable(rows.event_ids for rows in parts))
+    if any(rows._entities is None for rows in parts):
+        joined._entity_lines = [b"".join(of_kind) for of_kind in zip(*(_entity_lines(rows) for rows in parts), strict=True)]
+    else:
+        joined._entities = [
+            list(chain.from_iterable(of_kind)) for of_kind in zip(*(rows.entities for rows in parts), strict=True)
+        ]
     return joined
+
+
+def _entity_lines(rows: Rows) -> Sequence[bytes]:
+    return rows._entity_lines or [to_lines(ids) for ids in rows.entities]
 
 
 def ends_of(bodies: Sequence[bytes]) -> Int64s:
     """int64 (rows,): where each body ends when they stand one behind the other."""
+    if len(bodies) == 1:
+        return np.array([len(bodies[0])], dtype=np.int64)
     return np.fromiter(map(len, bodies), dtype=np.int64, count=len(bodies)).cumsum()
 
 

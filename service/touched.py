@@ -57,7 +57,11 @@ class Touched:
 
     def has(self, kind: int, entity: str) -> bool:
         """Whether the entity was changed since write-behind last looked."""
-        return entity in self._by_entity[kind] or self._l1.slot_of(kind, entity) in self._by_slot[kind]
+        return self.has_gone(kind, entity) or self._l1.slot_of(kind, entity) in self._by_slot[kind]
+
+    def has_gone(self, kind: int, entity: str) -> bool:
+        """The same for one that has no slot (any more)."""
+        return entity in self._by_entity[kind]
 
     def leave(self, kind: int, entity: str, slot: int) -> None:
         """The entity gives up its slot."""

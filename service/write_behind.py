@@ -113,7 +113,7 @@ class WriteBehind:
         key = entity_key(self._plan.kinds[kind].name, entity)
         if self._is_stateless():
             self._fetcher.partial.pop((kind, entity), None)  # to be looked for in the journal when a level is back
-        elif self._touched.has(kind, entity) or is_partial(profile) or self._must_wait(key):
+        elif self._touched.has_gone(kind, entity) or is_partial(profile) or self._must_wait(key):
             self._waiting[key] = profile
             return
         self._waiting.pop(key, None)
@@ -362,13 +362,13 @@ class WriteBehind:
             if have is None or lsn_of(have) > lsn_of(profile) or is_partial(have):
                 continue
             # In recovery what waits may hold a change that no consumer has heard of yet: each will lack it as soon as it has.
-            if not self._touched.has(*self._split(key)) and not self._must_wait(key):
+            if not self._must_wait(key) and not self._touched.has(*self._split(key)):
                 del self._waiting[key]
 
     def _sweep_waiting(self) -> None:
         """The same for everything that waits, after a level has become readable or was turned off."""
         for key, profile in list(self._waiting.items()):
-            if not is_partial(profile) and not self._touched.has(*self._split(key)) and not self._must_wait(key):
+            if not is_partial(profile) and not self._must_wait(key) and not self._touched.has(*self._split(key)):
                 del self._waiting[key]
 
     async def _stored_position(self, consumer: Consumer) -> int:

@@ -17,6 +17,7 @@ from service.tiers.sieve import NONE, Sieve
 
 PIN = np.int32(1)  # of the counters' own type: NumPy adds others through a buffer, ten times slower
 FEW_ROWS = 24  # up to here a loop costs less than NumPy's indexing
+FEW_PINS = 12  # the same, where each place is counted
 
 
 class L1:
@@ -98,6 +99,13 @@ class L1:
         self._add_pins(rows, -PIN)
 
     def _add_pins(self, rows: npt.NDArray[np.int64], n: np.int32) -> None:
+        if len(rows) <= FEW_PINS:
+            step = int(n)
+            for counts, column in zip(self._pins, rows.T.tolist(), strict=True):
+                for slot in column:
+                    if slot >= 0:
+                        counts[slot] += step
+            return
         for pins, slots in zip(self._pins, rows.T, strict=True):
             np.add.at(np.frombuffer(pins, dtype=np.int32), slots[slots >= 0], n)
 
@@ -176,13 +184,16 @@ class L1:
 
     def _evict_one(self) -> bool:
         """False if everything is pinned."""
-        by_bytes = sorted(range(len(self.slabs)), key=lambda k: len(self.sieves[k]) * self.slabs[k].kind.size, reverse=True)
-        for kind in by_bytes:
-            slot = self.sieves[kind].evict() if len(self.sieves[kind]) else NONE
-            if slot != NONE:
-                break
-        else:
-            return False
+        n_bytes = [len(sieve) * kind.size for sieve, kind in zip(self.sieves, self.plan.kinds, strict=True)]
+        kind = n_bytes.index(max(n_bytes))
+        slot = self.sieves[kind].evict()
+        if slot == NONE:  # all of it is pinned: from any other
+            for kind in sorted(range(len(n_bytes)), key=n_bytes.__getitem__, reverse=True):
+                slot = self.sieves[kind].evict()
+                if slot != NONE:
+                    break
+            else:
+                return False
         self._on_evict(kind, self.indexes[kind].remove(slot), slot)
         if self.on_leave is not None:
             self.on_leave(kind, slot)
