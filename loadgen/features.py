@@ -1,5 +1,6 @@
-"""Feature vectors that the service answered with (`?trace=1`), row by row, and their Parquet file."""
+"""What the service answered with `?trace=1`, row by row: feature vectors, their Parquet file, and where profiles came from."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,10 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+class Source(msgspec.Struct, gc=False):
+    """Where a profile came from: a tier, or why there is none."""
+
+    tier: str = ""
+
+
 class Trace(msgspec.Struct, gc=False):
     """The part of a reply's trace that is kept; a value that is no number in JSON comes as null."""
 
     features: dict[str, float | None] = {}
+    profiles: dict[str, Source] = {}
 
 
 class Features:
@@ -24,6 +32,8 @@ class Features:
         self._n_rows = n_rows
         self._vectors: npt.NDArray[np.float32] = np.empty((0, 0), np.float32)
         self._known = np.zeros(n_rows, np.bool_)
+        self._sources: list[tuple[str, ...]] = [()] * n_rows
+        self.kinds: list[str] = []
 
     @property
     def n_known(self) -> int:
@@ -38,6 +48,20 @@ class Features:
         values = [features.get(name) for name in self.names]
         self._vectors[row] = [np.nan if value is None else value for value in values]
         self._known[row] = True
+
+    def add_sources(self, row: int, profiles: Mapping[str, Source]) -> None:
+        """Keep where the profiles of `row` came from."""
+        if not self.kinds:
+            self.kinds = list(profiles)
+        self._sources[row] = tuple([sys.intern(source.tier) for source in profiles.values()])
+
+    def vector(self, row: int) -> dict[str, float]:
+        """The features of a row by name; NaN for one that was null, empty if the row was not traced."""
+        return dict(zip(self.names, self._vectors[row].tolist(), strict=True)) if self._known[row] else {}
+
+    def sources(self, row: int) -> dict[str, str]:
+        """Kind of entity -> where the profile of `row` came from; empty if the row was not traced."""
+        return dict(zip(self.kinds, self._sources[row], strict=False))
 
     def write(self, path: Path, event_ids: Sequence[str]) -> None:
         """event_id and one float32 column per feature, a row for each vector, in the order of the stream. Raises OSError."""

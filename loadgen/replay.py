@@ -368,6 +368,7 @@ class Replay:
                 n_scored += 1
                 if answer.trace is not None:
                     recorder.features.add(row, answer.trace.features)
+                    recorder.features.add_sources(row, answer.trace.profiles)
         if n_scored:
             recorder.answered(n_scored, answers[0].model)
         self._give_up_if_all_fail()

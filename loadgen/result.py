@@ -148,7 +148,7 @@ def build_result(run: Run, dataset: Dataset, recorder: Recorder) -> Result:
         degraded=recorder.degraded_counts(),
         models=dict(recorder.models),
         errors=recorder.errors(),
-        tiers=None if run.tiers is None else [_tier_use(tier) for tier in run.tiers],
+        tiers=None if run.tiers is None else [tier_use(tier) for tier in run.tiers],
         quality=_quality(dataset, recorder) if bool((dataset.labels[scored] >= 0).any()) else None,
         series=Series(
             latency_curve=percentile_curve(latencies),
@@ -183,7 +183,8 @@ def tiers_between(before: list[TierCount] | None, after: list[TierCount] | None)
     return counted
 
 
-def _tier_use(tier: TierCount) -> TierUse:
+def tier_use(tier: TierCount) -> TierUse:
+    """The same with the ratio of hits."""
     return TierUse(
         name=tier.name,
         enabled=tier.enabled,
