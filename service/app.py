@@ -27,6 +27,7 @@ from service.audit import Audit
 from service.auth import KEY_FILE, KeyRing
 from service.bloom_cover import cover_events, cover_profiles
 from service.clock import Clock
+from service.compare import Comparisons
 from service.data_dir import DataDir
 from service.decide import Policy
 from service.decisions import Decisions
@@ -125,6 +126,9 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
     engine, stores = await _open_engine(settings, plan, card, scorer, accept_loss, stack)
     runner, lane = await _open_port(listeners, engine, keys, settings, stack)
     engine.inference = await open_inference(settings.inference, card, read_model(model_directory(settings, plan)), stack)
+    engine.comparisons = Comparisons(settings)
+    await asyncio.to_thread(engine.comparisons.load)
+    stack.push_async_callback(engine.comparisons.close)
     await _run_engine(engine, stores, settings, stack)
     # Again: no request may be under way when the stops are closed.
     stack.push_async_callback(_stop_http, listeners, runner, lane)

@@ -33,6 +33,9 @@ _NDJSON_TYPES = frozenset({NDJSON_TYPE, "application/ndjson", "application/jsonl
 _UNSAID_TYPES = frozenset({"", "text/plain", "application/octet-stream", "application/x-www-form-urlencoded"})
 
 
+TierName = Literal["l1", "bloom", "l2", "redis", "postgres"]
+
+
 class Label(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
     """What a past transaction turned out to be. `ts`: when that became known, ms UTC."""
 
@@ -70,6 +73,24 @@ class TierBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True
     reason: Annotated[str, Meta(min_length=1, max_length=256)]
 
 
+class CompareConfig(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """One configuration of a comparison: the tiers that are off, and an engine of its own."""
+
+    off: Annotated[tuple[TierName, ...], Meta(max_length=5)] = ()
+    scorer: Literal["go", "onnx"] | None = None
+
+
+class CompareBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """Body of POST /v1/compare. Everything on, with L3 at the first distance, is the reference and need not be named."""
+
+    configs: Annotated[tuple[CompareConfig, ...], Meta(min_length=1, max_length=12)]
+    events: Annotated[int, Meta(ge=1_000, le=200_000)] = 5_000
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 1
+    delays_ms: Annotated[tuple[Annotated[float, Meta(ge=0, le=100)], ...], Meta(min_length=1, max_length=3)] = (0.0,)
+    rounds: Annotated[int, Meta(ge=1, le=10)] = 1
+    clients: Annotated[int, Meta(ge=1, le=64)] = 8
+
+
 class _LabelsReply(msgspec.Struct, gc=False):
     labels: Sequence[LabelReply]
     applied: int
@@ -101,6 +122,7 @@ _decode_labels = msgspec.json.Decoder(list[Label]).decode
 _decode_list_body = msgspec.json.Decoder(ListBody).decode
 _decode_scorer_body = msgspec.json.Decoder(ScorerBody).decode
 _decode_tier_body = msgspec.json.Decoder(TierBody).decode
+_decode_compare_body = msgspec.json.Decoder(CompareBody).decode
 _encode = msgspec.json.Encoder().encode
 _pack = msgspec.msgpack.Encoder().encode
 
@@ -220,6 +242,18 @@ def decode_tier_body(body: bytes) -> TierBody:
         raise refusal(error, body) from None
     _check_reason(change.reason)
     return change
+
+
+def decode_compare_body(body: bytes) -> CompareBody:
+    """The body of POST /v1/compare. Raises MalformedBody or InvalidEvent."""
+    try:
+        asked = _decode_compare_body(body)
+    except DECODE_ERRORS as error:
+        raise refusal(error, body) from None
+    for row, config in enumerate(asked.configs):
+        if len(set(config.off)) < len(config.off):
+            raise InvalidEvent(f"configs[{row}].off names a tier twice", f"configs[{row}].off")
+    return asked
 
 
 def encode_decision(decision: "Decision", explain: bool = False, form: int = JSON) -> bytes:

@@ -14,6 +14,7 @@ from service.applied import Applied
 from service.audit import Audit, digest
 from service.clock import Clock
 from service.codec import MSGPACK, Label, LabelReply, decode_packed, decode_transaction
+from service.compare import Comparisons
 from service.decisions import Decisions, StoredDecision
 from service.dry_run import DryRun
 from service.erasure import Erasures
@@ -69,6 +70,7 @@ class Engine(msgspec.Struct):
     reason: str = "starting"
     is_started: bool = False
     inference: Inference | None = None  # set before is_started where there is HTTP
+    comparisons: Comparisons | None = None  # the same
 
     @property
     def ready(self) -> tuple[bool, str]:
