@@ -17,7 +17,7 @@ from typing import Annotated, Final
 import typer
 
 from service import app as service_app
-from service.auth import add_key, parse_role
+from service import key_commands
 from service.doctor import run_checks
 from service.errors import SettingsError, StartError
 from service.logs import configure_logs
@@ -61,10 +61,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     )
     app.callback()(_top)
     app.command("serve")(serve)
-    keys = typer.Typer(help="API keys.", no_args_is_help=True)
-    keys.command("add")(keys_add)
-    keys.callback()(_no_options)  # keeps `add` a sub-command although it is the only one
-    app.add_typer(keys, name="keys")
+    key_commands.register(app)
     app.command("doctor")(doctor)
     bench = typer.Typer(help="Measure.", no_args_is_help=True)
     bench.callback()(_no_options)
@@ -110,15 +107,6 @@ def serve(
     merged = _settings(config, [*(settings or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
     configure_logs()
     service_app.run(merged, accept_loss=accept_loss)
-
-
-def keys_add(
-    role: Annotated[str, typer.Option(help="ingest, analyst or admin.")],
-    name: Annotated[str, typer.Option(help="Who the key is for; unique.")],
-    data_dir: DataDirOption = None,
-) -> None:
-    """Make an API key and print it, alone, on stdout. A running service accepts it at once."""
-    typer.echo(add_key(data_dir or _settings(None, []).data_dir, parse_role(role), name))
 
 
 def doctor(config: ConfigOption = None, data_dir: DataDirOption = None, settings: SetOption = None) -> None:

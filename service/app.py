@@ -24,7 +24,7 @@ from models.scorer import ModelError, Scorer
 from models.scorers import ScorerMissing, missing_scorer, open_scorer
 from service.applied import Applied
 from service.audit import Audit
-from service.auth import KEY_FILE, KeyRing
+from service.auth import KEY_FILE, KeyRing, Role, add_key
 from service.bloom_cover import cover_events, cover_profiles
 from service.clock import Clock
 from service.compare import Comparisons
@@ -57,7 +57,7 @@ from service.recovery import Recovery
 from service.recovery_progress import RecoveryProgress
 from service.row_codec_go import open_codec
 from service.score_calls import ScoreCalls
-from service.scorer_switch import ScorerSwitch
+from service.scorer_switch import ScorerSwitch, with_last_scorer
 from service.settings import DAY_MS, Settings
 from service.stores import Stores, check_against_journal, mark_behind, open_stores
 from service.tier_switch import TierSwitch, read_enabled
@@ -68,6 +68,7 @@ from service.write_behind import WriteBehind
 
 log = structlog.get_logger(__name__)
 
+FIRST_KEY = "first-admin"  # name of the key that the first start with --embedded makes
 HTTP_STOP_DEADLINE_S = 3.0  # for requests under way, such as one whose body never ends
 STOP_DEADLINE_S = 20.0  # for each of write-behind and the ledger; what is left is in the journal and replayed at the next start
 HOUR_MS = 3_600_000
@@ -100,6 +101,9 @@ async def _serve(settings: Settings, accept_loss: bool) -> None:
             url, engine = await _start(settings, accept_loss, stack)
             starting = None
             sys.stdout.write(f"weir ready url={url} console={url}/console\n")
+            if settings.embedded and not (settings.data_dir / KEY_FILE).exists():
+                key = await asyncio.to_thread(add_key, settings.data_dir, Role.ADMIN, FIRST_KEY)
+                sys.stdout.write(f"weir key role=admin name={FIRST_KEY} (shown this once) {key}\n")
             sys.stdout.flush()
             log.info("scoring", **engine.scorers.describe())
             await stopping.wait()
@@ -115,6 +119,7 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
     """Open everything, and at last the port; `stack` closes it again. Returns the service's URL and its engine."""
     listeners = Listeners.open(settings.server)
     stack.callback(listeners.close)
+    settings = with_last_scorer(settings)
     plan, card, scorer = load_model(settings)
     directory = DataDir(settings.data_dir, plan)
     stack.callback(directory.close)
@@ -325,7 +330,7 @@ def _build(
         write_behind,
         lambda: cover_profiles(bloom, stores, write_behind),
     )
-    scorers = ScorerSwitch(plan, model_directory(settings, plan) / MODEL_FILE, pipeline, dry_run)
+    scorers = ScorerSwitch(settings.data_dir, plan, model_directory(settings, plan) / MODEL_FILE, pipeline, dry_run)
     return Engine(
         plan, clock, l1, bloom, stores.levels, fetcher, pipeline, dry_run, scorers, lists, ListStore(stores.lists), decisions,
         labels, journal, applied, write_behind, feed, erasures, tier_switch, audit, RecoveryProgress(),

@@ -1,11 +1,13 @@
 """API keys: who may call what. Closed by default: with no key file nobody gets in.
 
-Keys live in `<data_dir>/keys.json` (mode 0600), outside RocksDB, so that `weir keys add` works while the service runs:
-writers hold a lock file and replace the file atomically, a running KeyRing notices within a second, and at once when it
-is shown a key that it does not know. Only the SHA-256 of a key is stored. One round of it is right here, unlike for
-passwords: a key holds 256 random bits, so there is nothing to guess that salt or a slow hash would protect.
+Keys live in `<data_dir>/keys.json` (mode 0600), outside RocksDB, so that `weir keys` works while the service runs: writers
+hold a lock file and replace the file atomically, a running KeyRing notices within a second (a key that was revoked or has
+expired stops working then), and at once when it is shown a key that it does not know. Only the SHA-256 of a key is stored. One
+round of it is right here, unlike for passwords: a key holds 256 random bits, so there is nothing to guess that salt or a slow
+hash would protect.
 
-Cost of a known key: one dict look-up and one clock read, 0.2 µs. Keys never appear in logs or errors.
+Comparing takes no time that tells anything: what is looked up is a digest, in a table with a secret hash, and compared with
+hmac.compare_digest. Cost of a known key: one dict look-up and one clock read, 0.2 µs. Keys never appear in logs or errors.
 """
 
 import enum
@@ -23,11 +25,13 @@ import structlog
 from msgspec import Meta
 
 from service.durable_file import replace_file
-from service.errors import Forbidden, KeyFileError, Unauthorized
+from service.errors import Forbidden, KeyFileError, Unauthorized, WeirError
 
 KEY_FILE: Final = "keys.json"
 _LOCK_FILE: Final = "keys.lock"
 _FILE_VERSION: Final = 1
+DAY_MS: Final = 86_400_000
+LATEST_MS: Final = 1 << 62  # later than any time
 _KEY_BYTES: Final = 32  # random bytes; 43 URL-safe characters
 _CHECK_INTERVAL_S: Final = 0.2  # s between two looks at the file: "within a second" with room to spare
 _CACHED_HEADERS_MAX: Final = 4096  # spellings of valid headers; bounds memory, a service has far fewer keys
@@ -48,13 +52,14 @@ class Role(enum.IntEnum):
         return self.name.lower()
 
 
-class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One key in the file. `created` is ms UTC, `sha256` hex of the whole key."""
+class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One key in the file. `created` and `expires` are ms UTC, `sha256` hex of the whole key."""
 
     name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")]
     role: Annotated[str, Meta(pattern=r"^(ingest|analyst|admin)\Z")]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     created: int
+    expires: int | None = None  # from here on it opens nothing; None: never
 
 
 class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,13 +75,16 @@ def parse_role(word: str) -> Role:
     raise KeyFileError(f"{word!r} is not a role; roles are {', '.join(role.word for role in Role)}", "role")
 
 
-def add_key(data_dir: Path, role: Role, name: str) -> str:
+def add_key(data_dir: Path, role: Role, name: str, days: float | None = None) -> str:
     """Make a key, store its digest in `data_dir` (created if absent), return the key: nobody can read it again later.
 
+    `days`: how long it is good for; None: until it is revoked.
     Raises KeyFileError if the name is taken or not 1 to 64 of A-Z a-z 0-9 _ . -, or the file cannot be written.
     """
     key = f"weir_{role.word}_{secrets.token_urlsafe(_KEY_BYTES)}"
     digest = hashlib.sha256(key.encode()).hexdigest()
+    created = _wall_ms()
+    expires = None if days is None else created + round(days * DAY_MS)
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (data_dir / _LOCK_FILE).open("w") as lock:
@@ -85,7 +93,7 @@ def add_key(data_dir: Path, role: Role, name: str) -> str:
             if any(entry.name == name for entry in entries):
                 raise KeyFileError(f"a key called {name!r} exists already in {data_dir / KEY_FILE}", "name")
             entry = msgspec.convert(
-                {"name": name, "role": role.word, "sha256": digest, "created": time.time_ns() // 1_000_000}, KeyEntry
+                {"name": name, "role": role.word, "sha256": digest, "created": created, "expires": expires}, KeyEntry
             )
             _write(data_dir / KEY_FILE, [*entries, entry])
     except msgspec.ValidationError:
@@ -95,12 +103,39 @@ def add_key(data_dir: Path, role: Role, name: str) -> str:
     return key
 
 
+def list_keys(data_dir: Path) -> list[KeyEntry]:
+    """The keys of `data_dir` in the order in which they were made. Raises KeyFileError."""
+    return _read(data_dir / KEY_FILE)
+
+
+def revoke_key(data_dir: Path, name: str) -> KeyEntry:
+    """Take the key out of the file: a running service refuses it within a second. Raises KeyFileError if there is none."""
+    path = data_dir / KEY_FILE
+    try:
+        if not path.exists():
+            raise KeyFileError(f"there are no keys in {data_dir}")
+        with (data_dir / _LOCK_FILE).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            entries = _read(path)
+            found = next((entry for entry in entries if entry.name == name), None)
+            if found is None:
+                raise KeyFileError(f"there is no key called {name[:64]!r} in {path}", "name")
+            _write(path, [entry for entry in entries if entry is not found])
+    except OSError as error:
+        raise KeyFileError(f"cannot write keys in {data_dir}: {error.strerror}") from None
+    return found
+
+
 class KeyRing:
     """The keys of one file, watched. Raises KeyFileError when made over a broken file; a missing one is empty."""
 
-    def __init__(self, path: Path, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, monotonic: Callable[[], float] = time.monotonic, wall_ms: Callable[[], int] | None = None
+    ) -> None:
         self._path = path
         self._monotonic = monotonic
+        self._wall_ms = wall_ms or _wall_ms
+        self._expires_at: dict[str, int] = {}  # hex digest -> ms, of those that will expire
         self._roles: dict[str, tuple[str, Role]] = {}  # hex digest -> itself, role
         self._names: dict[str, str] = {}  # hex digest -> the key's name
         self._cache: dict[str, Role] = {}  # Authorization header -> role
@@ -135,6 +170,8 @@ class KeyRing:
             found = self._roles.get(digest)
         if found is None or not hmac.compare_digest(found[0], digest):
             raise Unauthorized("the API key is not known here", "Authorization")
+        if self._expires_at.get(digest, LATEST_MS) <= self._wall_ms():
+            raise Unauthorized("the API key has expired", "Authorization")
         if len(self._cache) >= _CACHED_HEADERS_MAX:
             self._cache.clear()
         self._cache[header] = found[1]
@@ -147,6 +184,8 @@ class KeyRing:
             self._read_if_changed()
         except KeyFileError as error:
             _log.error("key file not read, keeping the keys known before", reason=error.detail)
+        if self._expires_at and min(self._expires_at.values()) <= self._wall_ms():
+            self._cache.clear()  # each is judged again
 
     def _read_if_changed(self) -> None:
         version = self._stat()
@@ -156,6 +195,7 @@ class KeyRing:
         entries = _read(self._path)
         self._roles = {entry.sha256: (entry.sha256, parse_role(entry.role)) for entry in entries}
         self._names = {entry.sha256: entry.name for entry in entries}
+        self._expires_at = {entry.sha256: entry.expires for entry in entries if entry.expires is not None}
         self._cache.clear()
 
     def _stat(self) -> tuple[int, int, int] | None:
@@ -168,6 +208,18 @@ class KeyRing:
 
 def _digest_of(header: str) -> str:
     return hashlib.sha256(header.partition(" ")[2].strip().encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def log_refusal(error: WeirError, keys: KeyRing, header: str | None, call: str, remote: object) -> None:
+    """A line for a call that was refused for its key: the key's name, if it has one, and never the key."""
+    if isinstance(error, Unauthorized | Forbidden):
+        _log.warning(
+            "call refused", call=call, status=error.status, reason=error.detail, key=keys.name_of(header), remote=remote
+        )
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def require(have: Role, need: Role) -> None:

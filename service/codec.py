@@ -63,7 +63,7 @@ class ScorerBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tr
     """Body of PUT /v1/scorer: which engine scores from now on, and why."""
 
     scorer: Literal["go", "onnx"]
-    reason: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    reason: Annotated[str, Meta(min_length=1, max_length=256)]
 
 
 class TierBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -229,8 +229,7 @@ def decode_scorer_body(body: bytes) -> ScorerBody:
         change = _decode_scorer_body(body)
     except DECODE_ERRORS as error:
         raise refusal(error, body) from None
-    if change.reason is not None:
-        _check_reason(change.reason)
+    _check_reason(change.reason)
     return change
 
 

@@ -143,10 +143,17 @@ class Engine(msgspec.Struct):
         return {"kind": kind, "id": entity, "lsn": erasure.lsn, "state": state, "left": left, "listed": listed}
 
     async def switch_tier(self, name: str, is_on: bool, reason: str, who: str) -> None:
-        """Turn a tier on or off. Raises NotFound, NotReady."""
+        """Turn a tier on or off. What the audit cannot tell of does not happen. Raises NotFound, NotReady, OSError."""
         self.pipeline.check_open()
-        if await self.tier_switch.use(name, is_on):
-            await asyncio.to_thread(self.audit.note, who, "tier", tier=name, enabled=is_on, reason=reason)
+        note = functools.partial(self.audit.note, who, "tier", tier=name, enabled=is_on, reason=reason)
+        await self.tier_switch.use(name, is_on, note)
+
+    async def switch_scorer(self, name: str, reason: str, who: str) -> None:
+        """Score with another engine. What the audit cannot tell of does not happen. Raises NotPossible, NotReady, OSError."""
+        self.pipeline.check_open()
+        before = self.pipeline.scorer.name
+        note = functools.partial(self.audit.note, who, "scorer", scorer=name, before=before, reason=reason)
+        await self.scorers.use(name, note)
 
     async def entity(self, kind: str, entity: str) -> dict[str, Any]:
         """An entity's windows as of its last event, and the LSN that each tier holds. Raises NotFound."""

@@ -22,7 +22,7 @@ import msgspec
 import structlog
 from aiohttp.http import SERVER_SOFTWARE
 
-from service.auth import KeyRing, Role, require
+from service.auth import KeyRing, Role, log_refusal, require
 from service.codec import MSGPACK, encode_decision, form_of
 from service.errors import PROBLEM_CONTENT_TYPE, RequestTimeout, WeirError, problem
 from service.metrics import Metrics
@@ -206,6 +206,8 @@ class _Connection(asyncio.Protocol):
             self.lane.check(head.authorization)
             self.lane.calls.offer(body, head.form, exchange.answered)
         except WeirError as error:
+            if self.transport is not None:
+                log_refusal(error, self.lane.keys, head.authorization, "POST /v1/score", _remote(self.transport))
             exchange.reply = self.lane.refusal(error, exchange.started)
             self.flush()
 
@@ -268,6 +270,7 @@ class FastLane:
         self.other = other
         self.connections: set[_Connection] = set()
         self.heads: dict[bytes, _Head] = {}
+        self.keys = keys
         self._role_of = keys.role_of
         self._check_started = check_started
         self._requests = metrics.requests
@@ -390,6 +393,12 @@ def _parse(text: bytes) -> _Head | None:
     content_type = fields.get(b"content-type", b"").decode().partition(";")[0].strip().lower()
     authorization = fields.get(b"authorization")
     return _Head(int(length), form_of(content_type), None if authorization is None else authorization.decode())
+
+
+def _remote(transport: asyncio.Transport) -> str | None:
+    """The client's address, as aiohttp names it; None over a UNIX socket."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else None
 
 
 def _may_become_plain(data: bytes, at: int) -> bool:

@@ -1,28 +1,55 @@
-"""Which engine scores, and changing it while the service runs.
+"""Which engine scores, and changing it while the service runs; what was last asked for outlives a restart.
 
 The engines leave the same bytes and give the same features and scores, so a switch needs no hand-over: the next batch goes to
 the other one. Opening an engine takes up to a second and runs on another thread.
 """
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
+import msgspec
 import structlog
 
 from features.plan import Plan
 from models.scorer import ModelError, Scorer
 from models.scorers import NAMES, missing_scorer, open_scorer
 from service.dry_run import DryRun
-from service.errors import NotPossible
+from service.durable_file import replace_file
+from service.errors import NotPossible, StartError
 from service.pipeline import Pipeline
+from service.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 
-class ScorerSwitch:
-    """Owns the opened engines; `pipeline` and `dry_run` hold the one in use."""
+SCORER_FILE = "scorer.json"
 
-    def __init__(self, plan: Plan, model_file: Path, pipeline: Pipeline, dry_run: DryRun) -> None:
+_decode = msgspec.json.Decoder(dict[Literal["scorer"], Literal["go", "onnx"]]).decode
+
+
+def with_last_scorer(settings: Settings) -> Settings:
+    """The settings with the engine that was last asked for, if there was any and it can be here. Raises StartError."""
+    path = settings.data_dir / SCORER_FILE
+    try:
+        name = _decode(path.read_bytes()).get("scorer") if path.exists() else None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise StartError(f"{path}: not readable: {error}; remove it to go back to the settings") from None
+    if name is None:
+        return settings
+    missing = missing_scorer(name)
+    if missing is not None:
+        log.warning("the scorer that was last asked for cannot be used", scorer=name, missing=missing)
+        return settings
+    return msgspec.structs.replace(settings, scorer=name)
+
+
+class ScorerSwitch:
+    """Owns the opened engines; `pipeline` and `dry_run` hold the one in use. What is asked for is kept in `directory`."""
+
+    def __init__(self, directory: Path, plan: Plan, model_file: Path, pipeline: Pipeline, dry_run: DryRun) -> None:
+        self._path = directory / SCORER_FILE
         self._plan = plan
         self._model_file = model_file
         self._pipeline = pipeline
@@ -35,8 +62,11 @@ class ScorerSwitch:
         missing = {name: missing_scorer(name) for name in NAMES}
         return {"scorer": self._pipeline.scorer.name, "model": self._pipeline.model_name, "missing": missing}
 
-    async def use(self, name: str, reason: str | None) -> None:
-        """Score with the engine `name` from the next batch on. Raises NotPossible if it cannot be used here."""
+    async def use(self, name: str, note: Callable[[], None] = lambda: None) -> None:
+        """Score with the engine `name` from the next batch on, durably. Raises NotPossible if it cannot be used here.
+
+        `note` tells of a change before it happens, on another thread; if it fails nothing changes.
+        """
         async with self._turn:
             scorer = self._opened.get(name)
             if scorer is None:
@@ -49,5 +79,10 @@ class ScorerSwitch:
                     raise NotPossible(str(error), "scorer") from None
                 self._opened[name] = scorer
             before = self._pipeline.scorer.name
+            if name == before and self._path.exists():
+                return
+            if name != before:
+                await asyncio.to_thread(note)
+            await asyncio.to_thread(replace_file, self._path, msgspec.json.encode({"scorer": name}))
             self._pipeline.scorer = self._dry_run.scorer = scorer
-            log.info("scorer switched", scorer=name, before=before, reason=reason)
+            log.info("scorer switched", scorer=name, before=before)

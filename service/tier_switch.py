@@ -59,13 +59,17 @@ class TierSwitch:
         """The tiers of this installation, in read order."""
         return ["l1", "bloom", *(consumer.level.name for consumer in self._write_behind.consumers)]
 
-    async def use(self, name: str, is_on: bool) -> bool:
-        """Turn a tier on or off, durably. False if it was so already. Raises NotFound."""
+    async def use(self, name: str, is_on: bool, note: Callable[[], None] = lambda: None) -> bool:
+        """Turn a tier on or off, durably. False if it was so already. Raises NotFound, OSError.
+
+        `note` tells of the change before it happens, on another thread; if it fails nothing changes.
+        """
         if name not in self.names():
             raise NotFound(f"there is no tier {name[:40]!r} here; there are {', '.join(self.names())}", "name")
         async with self._turn:
             if self._enabled[name] == is_on:
                 return False
+            await asyncio.to_thread(note)
             enabled = self._enabled | {name: is_on}
             await asyncio.to_thread(replace_file, self._path, msgspec.json.encode(enabled))
             self._enabled = enabled

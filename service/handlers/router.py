@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from aiohttp import HttpVersion11, web
 
-from service.auth import KeyRing, require
+from service.auth import KeyRing, log_refusal, require
 from service.errors import (
     PROBLEM_CONTENT_TYPE,
     DiskFull,
@@ -31,6 +31,8 @@ from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.engine import Engine
+
+REFUSED = (401, 403)  # for the key; each such call is logged
 
 _log = structlog.get_logger("weir.http")
 
@@ -94,6 +96,9 @@ def _wrap(route: Route, front: Front) -> Handler:
                 check_started()
             response = await handler(request)
         except WeirError as error:
+            if need is not None and error.status in REFUSED:
+                header = request.headers.get("Authorization")
+                log_refusal(error, front.keys, header, f"{request.method} {route.path}", request.remote)
             front.metrics.refused[error.code,] += 1
             response = problem_reply(error)
         except OSError as error:

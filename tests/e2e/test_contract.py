@@ -292,8 +292,33 @@ def test_scorer_is_switched_while_running(service: Service) -> None:
         scores.add(round(decision["score"], 6))
     assert len(scores) == 1
     for name in set(shown["missing"]) - set(usable):
-        refused = service.call("PUT", "/v1/scorer", {"scorer": name})
+        refused = service.call("PUT", "/v1/scorer", {"scorer": name, "reason": "comparing"})
         assert (refused.status, refused.json["field"]) == (409, "scorer")
+    told = [entry for entry in service.call("GET", "/v1/audit").json["entries"] if entry["action"] == "scorer"]
+    assert len(told) == (2 * len(usable) - 1 if len(usable) > 1 else 0), "what was on already is no change"
+    assert all((entry["who"], entry["reason"]) == ("admin", "comparing") for entry in told)
+
+
+def test_scorer_outlives_a_restart(service: Service) -> None:
+    """What was last asked for scores after a restart, whatever the settings say; a file that is broken refuses the start."""
+    name = service.call("GET", "/v1/scorer").json["scorer"]
+    assert service.call("PUT", "/v1/scorer", {"scorer": "onnx", "reason": "restart"}).status == 200
+    service.stop()
+    service.start()
+    assert service.call("GET", "/v1/scorer").json["scorer"] == "onnx"
+    assert service.call("PUT", "/v1/scorer", {"scorer": name, "reason": "restart"}).status == 200
+    service.stop()
+    file = service.data_dir / "scorer.json"
+    good = file.read_bytes()
+    file.write_text('{"scorer": "rust"}')
+    command = [WEIR, "serve", "--data-dir", str(service.data_dir), "--port", "0"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert refused.returncode == 1
+    assert "scorer.json: not readable" in refused.stderr
+    assert "remove it to go back to the settings" in refused.stderr
+    file.write_bytes(good)
+    service.start()
+    assert service.call("GET", "/v1/scorer").json["scorer"] == name
 
 
 @pytest.mark.parametrize(
@@ -303,13 +328,15 @@ def test_scorer_is_switched_while_running(service: Service) -> None:
         ({}, 422, "scorer"),
         ({"scorer": "rust"}, 422, "scorer"),
         ({"scorer": None}, 422, "scorer"),
+        ({"scorer": "onnx"}, 422, "reason"),
+        ({"scorer": "onnx", "reason": None}, 422, "reason"),
         ({"scorer": "onnx", "reason": ""}, 422, "reason"),
         ({"scorer": "onnx", "reason": "a\0"}, 422, "reason"),
         ({"scorer": "onnx", "why": "x"}, 422, "why"),
     ],
 )
 def test_bad_scorer_change_is_refused(service: Service, body: object, status: int, field: str) -> None:
-    """Only the engines that there are, with a printable reason or none; nothing changes."""
+    """Only the engines that there are, with a printable reason; nothing changes."""
     before = service.call("GET", "/v1/scorer").json
     refused = service.call("PUT", "/v1/scorer", body)
     assert (refused.status, refused.json["field"]) == (status, field)

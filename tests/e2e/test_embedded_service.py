@@ -17,7 +17,7 @@ import asyncpg
 import psutil
 import pytest
 
-from service.auth import Role, add_key
+from service.auth import KEY_FILE, Role, add_key, revoke_key
 
 pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.postgres]
 
@@ -159,6 +159,27 @@ async def test_killed_service_leaves_nothing_that_blocks_the_next_start(make_ser
     while (ledger := await service.ledger()) != events and time.monotonic() < end:
         time.sleep(0.05)  # noqa: ASYNC251  # nothing else runs in this loop
     assert ledger == events
+
+
+def test_first_start_prints_an_admin_key_once(make_service: Callable[[], Service]) -> None:
+    """Where there are no keys yet one is made and shown after the ready line; never again, though it is revoked."""
+    service = make_service()
+    (service.data_dir / KEY_FILE).unlink()
+    service.start()
+    assert service.process.stdout is not None
+    line = service.process.stdout.readline()
+    found = re.fullmatch(r"weir key role=admin name=first-admin \(shown this once\) (weir_admin_[\w-]{43})\n", line)
+    assert found, line
+    service.key = found[1]
+    assert service.score("e0")["lsn"] > 0
+    assert service.call("GET", "/v1/audit") == {"entries": []}
+    assert found[1] not in (service.data_dir / "log").read_text()
+    revoke_key(service.data_dir, "first-admin")
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.communicate(timeout=20)[0] == ""
+    service.start()
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.communicate(timeout=20)[0] == ""
 
 
 def test_two_services_with_two_directories_do_not_meet(make_service: Callable[[], Service]) -> None:

@@ -51,7 +51,7 @@ def start_go(start: Start) -> Start:
 
     async def begin(*overrides: str) -> "Running":
         running: Running = await start(*overrides)
-        await running.engine.scorers.use("go", None)
+        await running.engine.scorers.use("go")
         return running
 
     return begin

@@ -165,7 +165,7 @@ async def test_scorers_switched_between_batches_leave_the_bytes_of_one(start: St
     running: Running = await start()
     names = [name for name in NAMES if missing_scorer(name) is None]
     for turn, first in enumerate(range(0, 1_000, 50)):
-        await running.engine.scorers.use(names[turn % len(names)], None)
+        await running.engine.scorers.use(names[turn % len(names)])
         decisions = await running.send(stream[first : first + 50], batch=[1, 7, 50][turn % 3])
         assert {decision.scorer for decision in decisions} == {names[turn % len(names)]}
         await running.label(stream[first].event_id)

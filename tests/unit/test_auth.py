@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from service.auth import KEY_FILE, KeyRing, Role, add_key, parse_role, require
+from service.auth import KEY_FILE, KeyRing, Role, add_key, list_keys, parse_role, require, revoke_key
 from service.errors import Forbidden, KeyFileError, Unauthorized
 
 
@@ -98,6 +98,56 @@ def test_key_ring_removed_key_is_refused_within_a_second(tmp_path: Path) -> None
     clock.now += 0.99
     with pytest.raises(Unauthorized):
         ring.role_of(f"Bearer {key}")
+
+
+def test_revoke_key_takes_one_away_and_its_name_is_free(tmp_path: Path) -> None:
+    """The others stay; a running service refuses the key within a second, and the name can be given again."""
+    clock = Clock()
+    kept, gone = add_key(tmp_path, Role.INGEST, "a"), add_key(tmp_path, Role.ADMIN, "b")
+    ring = KeyRing(tmp_path / KEY_FILE, clock)
+    assert ring.role_of(f"Bearer {gone}") is Role.ADMIN
+    assert revoke_key(tmp_path, "b").role == "admin"
+    clock.now += 0.99
+    with pytest.raises(Unauthorized, match="not known"):
+        ring.role_of(f"Bearer {gone}")
+    assert ring.role_of(f"Bearer {kept}") is Role.INGEST
+    assert [entry.name for entry in list_keys(tmp_path)] == ["a"]
+    assert add_key(tmp_path, Role.ADMIN, "b") != gone
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_revoke_key_that_is_not_there_changes_nothing(tmp_path: Path, is_new: bool) -> None:
+    """It is named; no file and no directory is made."""
+    directory = tmp_path / "new" if is_new else tmp_path
+    if not is_new:
+        add_key(directory, Role.INGEST, "a")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(KeyFileError, match=r"there is no key called 'z'|there are no keys"):
+        revoke_key(directory, "z")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_key_ring_key_expires(tmp_path: Path) -> None:
+    """A key with an end works until then, cached or not, and then says that it has expired; others go on."""
+    clock, now_ms = Clock(), [0]
+    short, long = add_key(tmp_path, Role.ANALYST, "a", days=1.0), add_key(tmp_path, Role.ADMIN, "b")
+    created, expires = next((e.created, e.expires) for e in list_keys(tmp_path) if e.name == "a")
+    assert expires == created + 86_400_000
+    ring = KeyRing(tmp_path / KEY_FILE, clock, lambda: now_ms[0])
+    now_ms[0] = expires - 1
+    assert ring.role_of(f"Bearer {short}") is Role.ANALYST
+    clock.now, now_ms[0] = 1.0, expires
+    for _ in range(2):
+        with pytest.raises(Unauthorized, match="has expired"):
+            ring.role_of(f"Bearer {short}")
+        assert ring.role_of(f"Bearer {long}") is Role.ADMIN
+
+
+def test_key_ring_reads_files_without_expiry(tmp_path: Path) -> None:
+    """A file of a version that knew no expiry is read, and one without any is written as before."""
+    key = add_key(tmp_path, Role.INGEST, "a")
+    assert "expires" not in (tmp_path / KEY_FILE).read_text()
+    assert KeyRing(tmp_path / KEY_FILE).role_of(f"Bearer {key}") is Role.INGEST
 
 
 def test_key_ring_file_breaks_while_running_keeps_keys(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 import typer
 
 from service import __main__ as cli
+from service.audit import Audit
 from service.auth import KEY_FILE, KeyRing, Role
-from service.errors import StartError
+from service.errors import StartError, Unauthorized
 from service.settings import Settings
 
 
@@ -69,6 +70,9 @@ def test_no_command_shows_help(weir: Weir) -> None:
         (["keys", "add", "--name", "a"], "--role"),
         (["keys", "add", "--role", "root", "--name", "a"], "ingest, analyst, admin"),
         (["keys", "add", "--role", "ingest", "--name", "a b"], "'a b'"),
+        (["keys", "add", "--role", "ingest", "--name", "a", "--days", "0"], "--days"),
+        (["keys", "revoke"], "--name"),
+        (["keys", "revoke", "--name", "a"], "there are no keys"),
         (["bench", "nonsense"], "nonsense"),
     ],
 )
@@ -85,6 +89,30 @@ def test_keys_add_prints_key_alone(weir: Weir, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert KeyRing(tmp_path / "data" / KEY_FILE).role_of(f"Bearer {out.strip()}") is Role.ANALYST
     assert out.count("\n") == 1
+
+
+def test_keys_are_listed_and_revoked_and_audited(weir: Weir) -> None:
+    """The list shows names, roles and times, never a key; revoking takes one away; the audit has who did what."""
+    assert weir("keys", "list", "--data-dir", "d")[:2] == (0, "name  role  created  expires\n")
+    _, key, _ = weir("keys", "add", "--role", "analyst", "--name", "ana", "--days", "30", "--data-dir", "d")
+    weir("keys", "add", "--role", "ingest", "--name", "pos", "--data-dir", "d")
+    code, out, err = weir("keys", "list", "--data-dir", "d")
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[:2] for row in rows[1:]] == [["ana", "analyst"], ["pos", "ingest"]]
+    assert (rows[1][-1], rows[2][-1]) == ("UTC", "never")
+    assert key.strip() not in out
+    assert weir("keys", "revoke", "--name", "ana", "--data-dir", "d") == (0, "ana (analyst) is revoked\n", "")
+    with pytest.raises(Unauthorized):
+        KeyRing(Path("d") / KEY_FILE).role_of(f"Bearer {key.strip()}")
+    code, out, err = weir("keys", "revoke", "--name", "ana", "--data-dir", "d")
+    assert (code, out) == (2, "")
+    _assert_one_line(err, "there is no key called 'ana'")
+    audit = Audit(Path("d"))
+    entries = audit.newest(10)
+    audit.close()
+    assert [(e["action"], e["name"]) for e in entries] == [("key revoked", "ana"), ("key added", "pos"), ("key added", "ana")]
+    assert all(e["who"].endswith("at the command line") for e in entries)
 
 
 def test_keys_add_twice_is_refused(weir: Weir) -> None:

@@ -14,6 +14,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -75,10 +76,19 @@ type KeyRing struct {
 // keys is what one version of the file says.
 type keys struct {
 	stamp   stamp
-	roles   map[[sha256.Size]byte]Role
-	headers sync.Map // Authorization header -> Role
+	grants  map[[sha256.Size]byte]grant
+	headers sync.Map // Authorization header -> grant
 	cached  atomic.Int64
 }
+
+// grant is what a key opens, and until when: ms UTC.
+type grant struct {
+	role    Role
+	expires int64
+}
+
+// never is the expiry of a key without one.
+const never = math.MaxInt64
 
 // stamp tells versions of the file apart.
 type stamp struct {
@@ -99,12 +109,13 @@ func (r *KeyRing) RoleOf(header string) (Role, error) {
 	if header == "" {
 		return 0, unauthorized("no API key; send it as Authorization: Bearer <key>")
 	}
-	if r.now().UnixNano() >= r.checkAt.Load() {
+	now := r.now()
+	if now.UnixNano() >= r.checkAt.Load() {
 		r.look()
 	}
 	known := r.known.Load()
-	if role, ok := known.headers.Load(header); ok {
-		return role.(Role), nil
+	if cached, ok := known.headers.Load(header); ok {
+		return cached.(grant).at(now)
 	}
 	scheme, key, _ := strings.Cut(header, " ")
 	key = strings.TrimSpace(key)
@@ -112,19 +123,27 @@ func (r *KeyRing) RoleOf(header string) (Role, error) {
 		return 0, unauthorized("the Authorization header must be: Bearer <key>")
 	}
 	digest := sha256.Sum256([]byte(key))
-	role, ok := known.roles[digest]
+	found, ok := known.grants[digest]
 	if !ok { // it may have been added a moment ago
 		r.look()
 		known = r.known.Load()
-		role, ok = known.roles[digest]
+		found, ok = known.grants[digest]
 	}
 	if !ok {
 		return 0, unauthorized("the API key is not known here")
 	}
 	if known.cached.Add(1) <= cachedHeadersMax {
-		known.headers.Store(strings.Clone(header), role)
+		known.headers.Store(strings.Clone(header), found)
 	}
-	return role, nil
+	return found.at(now)
+}
+
+// at is the role, unless the key has expired.
+func (g grant) at(now time.Time) (Role, error) {
+	if g.expires <= now.UnixMilli() {
+		return 0, unauthorized("the API key has expired")
+	}
+	return g.role, nil
 }
 
 // Require is a problem of kind Forbidden unless have includes need.
@@ -158,19 +177,19 @@ func (r *KeyRing) readIfChanged() error {
 		}
 	}
 	known := r.known.Load()
-	if known.roles != nil && now == known.stamp {
+	if known.grants != nil && now == known.stamp {
 		return nil
 	}
 	found, err := readFile(r.path)
 	if err != nil {
-		found = known.roles // and the stamp is the new one: complain once
+		found = known.grants // and the stamp is the new one: complain once
 	}
-	r.known.Store(&keys{stamp: now, roles: found})
+	r.known.Store(&keys{stamp: now, grants: found})
 	return err
 }
 
-func readFile(path string) (map[[sha256.Size]byte]Role, error) {
-	found := map[[sha256.Size]byte]Role{}
+func readFile(path string) (map[[sha256.Size]byte]grant, error) {
+	found := map[[sha256.Size]byte]grant{}
 	file, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return found, nil
@@ -186,6 +205,7 @@ func readFile(path string) (map[[sha256.Size]byte]Role, error) {
 			Role    string `json:"role"`
 			SHA256  string `json:"sha256"`
 			Created *int64 `json:"created"`
+			Expires *int64 `json:"expires"`
 		} `json:"keys"`
 	}
 	decoder := json.NewDecoder(file)
@@ -208,7 +228,11 @@ func readFile(path string) (map[[sha256.Size]byte]Role, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %s is damaged: %w", ErrKeyFile, path, err)
 		}
-		found[[sha256.Size]byte(digest)] = role
+		given := grant{role, never}
+		if key.Expires != nil {
+			given.expires = *key.Expires
+		}
+		found[[sha256.Size]byte(digest)] = given
 	}
 	return found, nil
 }

@@ -51,6 +51,26 @@ func TestRoleOf_Headers_RoleOrUnauthorized(t *testing.T) {
 	}
 }
 
+func TestRoleOf_KeyExpires_RefusedFromThenOn(t *testing.T) {
+	directory := t.TempDir()
+	now := time.UnixMilli(1_750_000_000_000)
+	good := strings.Replace(entry("a", "analyst", "k1"), "}", `, "expires": 1750000001000}`, 1)
+	write(t, directory, "1", good)
+	ring, err := Open(directory, func() time.Time { return now })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time from the cache
+		if role, err := ring.RoleOf("Bearer k1"); role != Analyst || err != nil {
+			t.Fatal(role, err)
+		}
+	}
+	now = now.Add(time.Second)
+	if _, err := ring.RoleOf("Bearer k1"); !errors.Is(err, problem.Unauthorized) || !strings.Contains(err.Error(), "expired") {
+		t.Fatal(err)
+	}
+}
+
 func TestRoleOf_KeyAddedAndTakenAway_SeenAtOnceAndWithinTheInterval(t *testing.T) {
 	directory := t.TempDir()
 	now := time.Now()
