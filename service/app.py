@@ -5,6 +5,7 @@ data directory → embedded servers → stores → journal → engine → HTTP (
 
 import asyncio
 import gc
+import random
 import signal
 import sys
 import time
@@ -59,6 +60,8 @@ from service.row_codec_go import open_codec
 from service.score_calls import ScoreCalls
 from service.scorer_switch import ScorerSwitch, with_last_scorer
 from service.settings import DAY_MS, Settings
+from service.shadow import Shadow
+from service.sizes import Sizes
 from service.stores import Stores, check_against_journal, mark_behind, open_stores
 from service.tier_switch import TierSwitch, read_enabled
 from service.tiers.bloom import MaybeSet, RotatingMaybeSet
@@ -331,9 +334,11 @@ def _build(
         lambda: cover_profiles(bloom, stores, write_behind),
     )
     scorers = ScorerSwitch(settings.data_dir, plan, model_directory(settings, plan) / MODEL_FILE, pipeline, dry_run)
+    shadow = Shadow(plan, settings.shadow.share, l1, stores.levels, decisions, write_behind, journal, random.Random())
     return Engine(
         plan, clock, l1, bloom, stores.levels, fetcher, pipeline, dry_run, scorers, lists, ListStore(stores.lists), decisions,
-        labels, journal, applied, write_behind, feed, erasures, tier_switch, audit, RecoveryProgress(),
+        labels, journal, applied, write_behind, feed, erasures, tier_switch, audit, shadow,
+        Sizes(stores.levels), RecoveryProgress(),
     )  # fmt: skip
 
 
@@ -369,6 +374,8 @@ def _start_tasks(engine: Engine, stores: Stores, settings: Settings, keeper: Kee
     engine.erasures.start(keeper, engine.labels, engine.ledger_feed, stores.ledger)
     stack.push_async_callback(engine.erasures.stop)
     stack.push_async_callback(engine.tier_switch.close)
+    engine.shadow.start()
+    stack.push_async_callback(engine.shadow.stop)
     stack.push_async_callback(_drain, engine)
     # Not earlier: recovery puts decisions into the column and leaves it to this to tell the filter.
     cover = asyncio.create_task(cover_events(engine.decisions.maybe, stores))

@@ -24,13 +24,15 @@ from service.inference import Inference
 from service.journal import Journal, JournalError
 from service.labels import Labels
 from service.ledger_feed import LedgerFeed
-from service.levels import OFF, Level
+from service.levels import OFF, Level, hit_ratio
 from service.list_store import ListStore
 from service.lists import LIST_NAMES, ListChange, Lists
 from service.pipeline import Pipeline
 from service.records import LIST, encode_list_change
 from service.recovery_progress import RecoveryProgress
 from service.scorer_switch import ScorerSwitch
+from service.shadow import Shadow
+from service.sizes import Sizes
 from service.ticket import REPLIES, Answer, resolve
 from service.tier_switch import TierSwitch
 from service.tiers.bloom import MaybeSet
@@ -66,6 +68,8 @@ class Engine(msgspec.Struct):
     erasures: Erasures
     tier_switch: TierSwitch
     audit: Audit
+    shadow: Shadow
+    sizes: Sizes
     recovery: RecoveryProgress
     reason: str = "starting"
     is_started: bool = False
@@ -236,13 +240,22 @@ class Engine(msgspec.Struct):
             "lookups": self.l1.n_hits + self.fetcher.n_misses,
             "hits": self.l1.n_hits,
             "misses": self.fetcher.n_misses,
+            "hit_ratio": hit_ratio(self.l1.n_hits, self.l1.n_hits + self.fetcher.n_misses),
+            "latency_s": self.shadow.l1_seconds.describe(),
             "evicted": sum(self.l1.n_evicted),
         }
         tiers = [l1, self._describe_bloom(self.bloom)]
         for consumer in self.write_behind.consumers:
             position = consumer.position
             lag = self.journal.n_entries_after(position)
-            tiers.append(consumer.level.describe() | {"position": position, "dirty": consumer.n_dirty, "lag": lag})
+            level = consumer.level
+            size = self.sizes.of(level)
+            tiers.append(
+                level.describe()
+                | {"profiles": size.keys if size else None, "bytes": size.bytes if size else None}
+                | {"position": position, "dirty": consumer.n_dirty, "lag": lag}
+                | {"shadow": self.shadow.tallies[level.name].describe() | {"share": self.shadow.share}}
+            )
         return tiers
 
     def _describe_bloom(self, bloom: MaybeSet) -> dict[str, object]:
@@ -255,5 +268,6 @@ class Engine(msgspec.Struct):
             "lookups": bloom.lookups,
             "hits": bloom.negatives,
             "misses": bloom.lookups - bloom.negatives,
+            "hit_ratio": hit_ratio(bloom.negatives, bloom.lookups),
             "false_positives": bloom.false_positives,
         }

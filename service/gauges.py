@@ -37,6 +37,8 @@ def watch_engine(metrics: Metrics, engine: Engine) -> None:
         metrics.batch_seconds[stop,] = histogram
     for level in engine.levels:
         metrics.tier_seconds[level.name,] = level.read_seconds
+    for name, tally in engine.shadow.tallies.items():
+        metrics.shadow_behind[name,] = tally.behind
     metrics.before_scrape = lambda: _copy_counts(metrics, engine)
 
 
@@ -49,6 +51,9 @@ def _copy_counts(metrics: Metrics, engine: Engine) -> None:
         metrics.evictions[kind.name,] = n_evicted
     for level in engine.levels:
         _lookups(metrics.tier_lookups, level.name, level.n_lookups, level.n_hits, level.n_unavailable)
+    for name, tally in engine.shadow.tallies.items():
+        for result, count in tally.results.items():
+            metrics.shadow[name, result] = count
     l1_hits = engine.l1.n_hits
     _lookups(metrics.tier_lookups, "l1", l1_hits + engine.fetcher.n_misses, l1_hits, 0)
     metrics.bloom["profiles", "negative"] = engine.bloom.negatives

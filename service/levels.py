@@ -32,6 +32,8 @@ class Level:
         self.reason = ""
         self.n_lookups = self.n_hits = self.n_unavailable = 0
         self.read_seconds = Histogram(LATENCY_BOUNDS)
+        # Told what was asked and found; None costs nothing.
+        self.on_found: Callable[[Level, Sequence[bytes], Sequence[bytes | None]], None] | None = None
         self.n_failures = 0
 
     async def fill(self, keys: Sequence[bytes], even_old: bool = False) -> list[bytes | None]:
@@ -49,6 +51,8 @@ class Level:
             raise
         self.read_seconds.observe(time.perf_counter() - start)
         self.n_hits += sum(1 for profile in found if profile is not None)
+        if self.on_found is not None and not even_old:
+            self.on_found(self, keys, found)
         return found
 
     def fail(self, error: TierUnavailable) -> None:
@@ -71,8 +75,15 @@ class Level:
             "misses": self.n_lookups - self.n_hits - self.n_unavailable,
             "unavailable": self.n_unavailable,
             "failures": self.n_failures,
+            "hit_ratio": hit_ratio(self.n_hits, self.n_lookups - self.n_unavailable),
             "read_seconds": round(self.read_seconds.total, 6),
+            "latency_s": self.read_seconds.describe(),
         }
+
+
+def hit_ratio(n_hits: int, n_lookups: int) -> float | None:
+    """None before the first look-up."""
+    return round(n_hits / n_lookups, 6) if n_lookups > 0 else None
 
 
 def _lacks_nothing(key: bytes) -> bool:

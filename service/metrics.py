@@ -24,6 +24,7 @@ LATENCY_BOUNDS: Final = (
     *(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
 )
 ROWS_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)  # rows of a micro-batch
+BEHIND_BOUNDS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 100_000, 1_000_000)  # journal entries
 WAVES_BOUNDS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)  # waves of a micro-batch (an entity repeated in it)
 
 # gauge -> help, label ("" for none). `watch` takes no other, so that dashboards can rely on the list.
@@ -84,6 +85,10 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def describe(self) -> dict[str, object]:
+        """For a page: upper bounds, counts (the last one is of what lies above them all), and their sum."""
+        return {"bounds": self.bounds, "counts": self.counts, "n": sum(self.counts), "sum": round(self.total, 9)}
+
     def buckets(self) -> list[tuple[str, float]]:
         """Cumulative counts by upper bound, as Prometheus wants them."""
         running = 0
@@ -135,6 +140,8 @@ class Metrics(Collector):
         self.evictions = Counts("l1_evictions", "Profiles evicted from L1.", "kind")
         self.late_dropped = Counts("late_dropped", "Events too late for their tile, by ring.", "ring")
         self.written = Counts("write_behind_written", "Profiles written to a tier by write-behind.", "consumer")
+        self.shadow = Counts("shadow", "Shadow reads of a tier: same|behind|absent|mismatch|lost|ahead.", "tier", "result")
+        self.shadow_behind = Histograms("shadow_behind_entries", "Journal entries it was behind.", BEHIND_BOUNDS, "tier")
         self.infer = Counts("infer", "Inferences under /v2: ok|problem code.", "model", "result")
         self.infer_seconds = Histograms("infer_seconds", "Time of one inference, its body included.", LATENCY_BOUNDS, "model")
         self.loop_lag = Histograms("loop_lag_seconds", "How late the event loop woke a timer.", LATENCY_BOUNDS)

@@ -142,6 +142,12 @@ class IdempotencySettings(Section, frozen=True):
     window_hours: Annotated[int, Meta(ge=1, le=87_600)] = 48  # hours of acceptance time
 
 
+class ShadowSettings(Section, frozen=True):
+    """Reads of the tier below, only to compare (docs/toggles.md)."""
+
+    share: Annotated[float, Meta(ge=0, le=1)] = 0.001  # of the hits of L1 and of each level; 0 turns it off
+
+
 class InferenceSettings(Section, frozen=True):
     """Models beside the scorer, under /v2 (docs/inference.md)."""
 
@@ -174,6 +180,7 @@ class Settings(Section, frozen=True):
     decide: DecideSettings = DecideSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     inference: InferenceSettings = InferenceSettings()
+    shadow: ShadowSettings = ShadowSettings()
 
 
 def load_settings(config: Path | None = None, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Settings:

@@ -163,6 +163,11 @@ class WriteBehind:
         self._see()
         return any((first := c.first_unwritten(key)) is not None and first <= lsn for c in self.consumers)
 
+    def lacked_by(self, level: Level, keys: Sequence[bytes]) -> set[bytes]:
+        """Those of which the level is known to lack the newest change."""
+        self._see()
+        return {key for key in keys if level.lacks(key)}
+
     async def flush(self, consumer: Consumer) -> None:
         """Write everything that the level lacks now. Stops at the first failure."""
         self._see()

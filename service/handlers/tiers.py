@@ -12,6 +12,7 @@ def routes(front: Front) -> list[Route]:
     engine, server = front.engine, front.settings.server
 
     async def get_tiers(request: web.Request) -> web.Response:
+        await engine.sizes.refresh()
         return json_reply(encode(_shown()))
 
     async def put_tier(request: web.Request) -> web.Response:

@@ -12,7 +12,7 @@ import asyncio
 import struct
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 LSN_OFFSET = 16  # bytes into a profile; the same number as features.profile.LSN_OFFSET (tested), which needs numpy
 LSN_BYTES = 8
@@ -81,6 +81,22 @@ class Graveyard(Protocol):
 
     async def bury(self, tombstones: Mapping[bytes, int]) -> None:
         """Remove every key whose profile still has exactly this LSN. Raises TierUnavailable; the call may be repeated."""
+        ...
+
+
+class Size(NamedTuple):
+    """Profiles in a tier, and the bytes that they take there, overhead included; both as the store estimates them."""
+
+    keys: int
+    bytes: int
+
+
+@runtime_checkable
+class Sized(Protocol):
+    """A tier that knows how much it holds."""
+
+    async def size(self) -> Size:
+        """For people who look: it may take a while. Raises TierUnavailable."""
         ...
 
 

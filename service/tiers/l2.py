@@ -26,7 +26,7 @@ import rocksdict
 import structlog
 
 from service.errors import StartError, TierUnavailable
-from service.tiers.base import lsn_of, pack_lsn, slices, unpack_lsn
+from service.tiers.base import Size, lsn_of, pack_lsn, slices, unpack_lsn
 
 log = structlog.get_logger(__name__)
 
@@ -224,6 +224,12 @@ class RocksStore:
             found[name] = sum(_property(cf, key) for cf in self._families.values())
         return found
 
+    def size(self, name: str) -> Size:
+        """Keys, and bytes of memtables and tables, of one family. Raises TierUnavailable."""
+        family = self._family(name)
+        n_bytes = _property(family, "rocksdb.cur-size-all-mem-tables") + _property(family, "rocksdb.total-sst-files-size")
+        return Size(_property(family, "rocksdb.estimate-num-keys"), n_bytes)
+
     def close(self) -> None:
         """Wait for the running calls, flush and close. What was not flushed with a position is kept too, if there is room."""
         self._executor.shutdown(wait=True)
@@ -303,6 +309,10 @@ class L2:
     async def read_position(self) -> int:
         """See Tier: the position of the last flush."""
         return self.flushed_position
+
+    async def size(self) -> Size:
+        """See Sized: RocksDB's estimates."""
+        return self._store.size("profiles")
 
     def keys_chunks(self) -> AsyncGenerator[list[bytes], None]:
         """The keys of all profiles in chunks, for rebuilding the Bloom filter."""

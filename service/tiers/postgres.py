@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 
 from service.errors import TierUnavailable
-from service.tiers.base import ENTITY_KEYS_FROM, Gate, lsn_of, slices
+from service.tiers.base import ENTITY_KEYS_FROM, Gate, Size, lsn_of, slices
 
 NAME = "postgres"
 CONSUMER = "postgres"  # the tier's row in weir_positions
@@ -82,6 +82,8 @@ _BURY = """
 _POSITION = "SELECT lsn, (SELECT lsn FROM weir_profiles WHERE key = $2) AS puts FROM weir_positions WHERE consumer = $1"
 _KEYS = "SELECT key FROM weir_profiles WHERE key > $1 AND key >= $3 ORDER BY key LIMIT $2"
 _INCARNATION = "SELECT pg_postmaster_start_time()::text || '/' || current_database()"
+
+_SIZE = "SELECT reltuples::bigint, pg_total_relation_size(oid) FROM pg_class WHERE oid = 'weir_profiles'::regclass"
 
 # InternalClientError: asyncpg's answer, now and then, when the server's last words meet a new query on their way.
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -220,6 +222,12 @@ class PostgresTier:
         async with self._pool.connection(self._put_deadline_ms) as connection:
             self._check_generation()
             await connection.execute(_BURY, list(tombstones), list(tombstones.values()))
+
+    async def size(self) -> Size:
+        """See Sized: rows as of the last vacuum or analyze; bytes with the index."""
+        async with self._pool.connection(self._put_deadline_ms) as connection:
+            row = await connection.fetchrow(_SIZE)
+        return Size(max(int(row[0]), 0), int(row[1]))
 
     async def keys_chunks(self) -> AsyncIterator[list[bytes]]:
         """All entities' keys in order, in pages that each have their own deadline; no long transaction. Raises TierUnavailable.

@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from service.errors import TierUnavailable
-from service.tiers.base import Gate, pack_lsn, slices
+from service.tiers.base import Gate, Size, pack_lsn, slices
 
 NAME = "redis"
 SLICE_KEYS = 256  # keys of one script call: 1 ms of the server, which serves nobody else meanwhile
@@ -142,6 +142,13 @@ class RedisTier:
         """Return if the server answers. Raises TierUnavailable."""
         async with self._call(self._deadline_ms):
             await self._client.ping()
+
+    async def size(self) -> Size:
+        """See Sized: of the whole database, whoever uses it."""
+        async with self._call(self._put_deadline_ms):
+            keys = await self._client.dbsize()
+            info = await self._client.info("memory")
+        return Size(int(keys), int(info["used_memory"]))
 
     async def evicts(self) -> bool:
         """Whether the server may drop keys by itself, so that a miss proves nothing; True if it does not say."""

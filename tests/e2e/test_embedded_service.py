@@ -129,6 +129,14 @@ async def test_profiles_and_ledger_reach_the_embedded_servers_and_survive_a_stop
     last = [service.score(f"e{n}") for n in range(5)][-1]["lsn"]
     assert _until(lambda: (t := service.tiers_of())["redis"] == t["postgres"] == t["l2"] == t["l1"] == last)
     assert [tier["state"] for tier in service.call("GET", "/v1/tiers")["tiers"]] == ["on"] * 5
+    for tier in service.call("GET", "/v1/tiers")["tiers"]:
+        assert tier["bytes"] > 0, tier
+        assert tier["hit_ratio"] is None or 0 <= tier["hit_ratio"] <= 1
+        if tier["name"] != "bloom":
+            assert tier["profiles"] is not None
+            assert tier["latency_s"]["n"] == sum(tier["latency_s"]["counts"])
+        if tier["name"] in ("l2", "redis", "postgres"):
+            assert tier.keys() >= {"state", "position", "lag", "dirty", "shadow"}
     late = service.score("late", "c-late")["lsn"]
     assert len(service.servers()) >= 2
     assert service.stop() == 0

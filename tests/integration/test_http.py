@@ -42,7 +42,11 @@ class EngineDouble:
         self.is_started = True
         self.left: list[str] = []
         self.pipeline = SimpleNamespace(offer=self.offer, check_open=lambda: None)
+        self.sizes = SimpleNamespace(refresh=self._refresh)
         self.audit = SimpleNamespace(newest=lambda n_max: [{"n": n_max}])
+
+    async def _refresh(self) -> None:
+        pass
 
     def check_started(self) -> None:
         if not self.is_started:

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from service.errors import TierUnavailable
-from service.tiers.base import LSN_OFFSET, Tier, lsn_of
+from service.tiers.base import LSN_OFFSET, Sized, Tier, lsn_of
 from service.tiers.l2 import L2, RocksStore
 from service.tiers.postgres import PostgresPool, PostgresTier
 from service.tiers.redis import RedisTier
@@ -100,6 +100,16 @@ def test_lsn_offset_is_that_of_features_profile(make_profile: MakeProfile) -> No
     profile = pytest.importorskip("features.profile")
     assert profile.LSN_OFFSET == LSN_OFFSET
     assert lsn_of(make_profile((7 << 48) | 9)) == (7 << 48) | 9
+
+
+async def test_tier_size_grows_with_what_is_put(tier: Tier, make_profile: MakeProfile) -> None:
+    """Bytes are there and grow; keys too, where the store counts them at once (Postgres: with the next analyze)."""
+    assert isinstance(tier, Sized)
+    before = await tier.size()
+    await tier.put({b"card:%d" % i: make_profile(i + 1, fill=b"%d" % i) for i in range(500)}, 0)
+    after = await tier.size()
+    assert after.bytes > before.bytes
+    assert after.keys - before.keys in ((0, 500) if tier.name == "postgres" else (500, 501)), "Redis counts the position too"
 
 
 @pytest.mark.parametrize("n_keys", [1, 64, 1000])

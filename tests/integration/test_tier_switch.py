@@ -2,15 +2,18 @@
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pytest
 
 from features.transaction import Transaction
+from models.scorers import NAMES, missing_scorer
 from service.decide import Decision
 from service.errors import NotFound, StartError
 from service.levels import OFF, ON
+from service.shadow import WRONG
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Running, Start
@@ -51,14 +54,19 @@ async def assert_whole(running: "Running", decisions: Sequence[Decision]) -> int
 async def test_any_order_of_toggles_under_load_reads_nothing_stale(
     start: "Start", stream: list[Transaction], redis_url: str, postgres_url: str, rng: random.Random, l1: str
 ) -> None:
-    """Tiers go off and on at random while events come: what was not degraded is right, all tiers are whole in the end."""
-    running = await start(l1, f"redis.url={redis_url}", f"postgres.url={postgres_url}")
+    """Tiers go off and on and engines change at random while events come: what was not degraded is right, no shadow read finds
+    anything wrong, and all tiers are whole in the end."""
+    running = await start(l1, "shadow.share=1.0", f"redis.url={redis_url}", f"postgres.url={postgres_url}")
     n_toggles = 0
+    scorers = [name for name in NAMES if missing_scorer(name) is None]
 
     async def toggle() -> None:
         nonlocal n_toggles
         while True:
-            await running.engine.switch_tier(rng.choice(TIERS), rng.random() < 0.5, "random", WHO)
+            if rng.random() < 0.2:
+                await running.engine.switch_scorer(rng.choice(scorers), "random", WHO)
+            else:
+                await running.engine.switch_tier(rng.choice(TIERS), rng.random() < 0.5, "random", WHO)
             n_toggles += 1
             await asyncio.sleep(rng.random() * 0.03)
 
@@ -71,7 +79,10 @@ async def test_any_order_of_toggles_under_load_reads_nothing_stale(
     await asyncio.gather(toggling, return_exceptions=True)
     n_degraded = await assert_whole(running, decisions)
     assert n_toggles > 20
-    print(f"{len(decisions)} events, {n_toggles} toggles, {n_degraded} degraded")  # noqa: T201  # shown by -rP
+    results: Counter[str] = sum((tally.results for tally in running.engine.shadow.tallies.values()), Counter())
+    assert results.total() > 0
+    assert not any(results[name] for name in WRONG), results
+    print(f"{len(decisions)} events, {n_toggles} toggles, {n_degraded} degraded, shadow reads {dict(results)}")  # noqa: T201  # shown by -rP
 
 
 async def test_all_tiers_off_scores_and_says_so(
