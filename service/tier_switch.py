@@ -22,7 +22,7 @@ from service.write_behind import WriteBehind
 log = structlog.get_logger(__name__)
 
 TOGGLES_FILE = "toggles.json"
-EVICTIONS_PER_TURN = 500  # profiles that leave L1 between two turns of the loop: 1 ms
+EVICTIONS_PER_TURN = 100  # profiles that leave L1 between two turns of the loop: 1 ms where they are dirty
 
 _decode = msgspec.json.Decoder(dict[str, bool]).decode
 
