@@ -28,8 +28,31 @@ class Thresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     decline: float
 
 
+class Golden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Vectors and the scores that the model gave for them when it was made: who loads the model can ask it again."""
+
+    inputs: list[list[float]]
+    scores: list[float]
+
+
+class Population(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the training rows were spread: per feature ascending inner edges, and the share of rows in each bin between them.
+
+    n edges make n + 1 bins; bin i holds edges[i - 1] <= x < edges[i] (`np.searchsorted(edges, x, side="right")`). The same of
+    the scores. Shares of one list sum to 1.
+    """
+
+    edges: list[list[float]]
+    shares: list[list[float]]
+    score_edges: list[float]
+    score_shares: list[float]
+
+
 class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`version` is the start of `sha256`, the digest of model.onnx; times are ISO 8601 UTC; `note` is for who deploys it."""
+    """`version` is the start of `sha256`, the digest of model.onnx; times are ISO 8601 UTC; `note` is for who deploys it.
+
+    `reference` is the median vector of the legit training rows; it, `golden` and `population` lack in cards made before them.
+    """
 
     card_version: int
     name: str
@@ -46,6 +69,9 @@ class ModelCard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: str
     made_with: dict[str, str]
     note: str = ""
+    reference: list[float] = []
+    golden: Golden | None = None
+    population: Population | None = None
 
     @property
     def model(self) -> str:
@@ -73,6 +99,7 @@ def load_card(directory: str | Path) -> ModelCard:
     if card.card_version != CARD_VERSION:
         raise ModelError(f"{directory / CARD_FILE}: card version {card.card_version}, this program reads {CARD_VERSION}")
     _check_thresholds(card, directory)
+    _check_widths(card, directory)
     actual = hashlib.sha256(read_model(directory)).hexdigest()
     if actual != card.sha256:
         raise ModelError(
@@ -85,6 +112,25 @@ def load_card(directory: str | Path) -> ModelCard:
 def _check_thresholds(card: ModelCard, directory: Path) -> None:
     if not 0 <= card.thresholds.review <= card.thresholds.decline <= 1:
         raise ModelError(f"{directory / CARD_FILE}: thresholds must be 0 <= review <= decline <= 1: {card.thresholds}")
+
+
+def _check_widths(card: ModelCard, directory: Path) -> None:
+    """What the card says of features has to have one value, or list, for each of them."""
+    width = len(card.feature_names)
+    wrong = ""
+    if card.reference and len(card.reference) != width:
+        wrong = f"reference has {len(card.reference)} values"
+    elif card.golden is not None and (
+        {width} != {len(row) for row in card.golden.inputs} or len(card.golden.inputs) != len(card.golden.scores)
+    ):
+        wrong = "golden needs vectors of all features and a score for each"
+    elif card.population is not None:
+        edges = [*card.population.edges, card.population.score_edges]
+        shares = [*card.population.shares, card.population.score_shares]
+        if [len(e) + 1 for e in edges] != [len(s) for s in shares] or len(edges) != width + 1:
+            wrong = "population needs edges, and one share more, for each"
+    if wrong:
+        raise ModelError(f"{directory / CARD_FILE}: {wrong}; the model has {width} features; train it again")
 
 
 def read_model(directory: str | Path) -> bytes:

@@ -24,6 +24,7 @@ from models.dataset import Dataset, DatasetError
 from models.graph import Network, build_graph, run_graph
 from models.matrix import Progress, build_matrix
 from models.metrics import Quality, average_precision, quality, threshold_at_precision
+from models.portrait import golden_rows, population_of, reference_vector
 
 DAY_MS = 86_400_000
 TEST_MS = 7 * DAY_MS
@@ -97,12 +98,21 @@ def train_model(
     validation = _known(dataset, vectors, valid, end, first, split)
     network = _fit(fit, validation, seed, progress)
     model = build_graph(network, {"weir.spec": spec.name, "weir.plan_hash": plan.hash, "weir.seed": str(seed)})
-    thresholds = pick_thresholds(run_graph(model, validation.vectors), validation.frauds)
+    valid_risk = run_graph(model, validation.vectors)
+    thresholds = pick_thresholds(valid_risk, validation.frauds)
     risk = run_graph(model, vectors[test - first : last - first])
     cards = dataset.card_ids[test:last]
     figures = _metrics(quality(risk, dataset.labels[test:last], dataset.ts[test:last], cards), risk, thresholds)
     figures["n_parameters"] = network.n_parameters
     card = _card(plan, model, thresholds, figures, split, dataset.n_rows, seed, command, note)
+    card = msgspec.structs.replace(
+        card,
+        reference=reference_vector(fit.vectors, fit.frauds),
+        golden=golden_rows(validation.vectors, valid_risk),
+        population=population_of(
+            np.concatenate([fit.vectors, validation.vectors]), np.concatenate([run_graph(model, fit.vectors), valid_risk])
+        ),
+    )
     save_artifact(out_dir, model, card)
     return card
 

@@ -74,6 +74,21 @@ def test_train_model_card_tells_how_it_was_made(artifact: Path) -> None:
     assert 0 < card.thresholds.review <= card.thresholds.decline <= 1
 
 
+def test_train_model_card_holds_reference_golden_and_population(
+    artifact: Path, vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+) -> None:
+    """The model, asked for the golden inputs again, gives the golden scores; the rest has one entry per feature."""
+    card = load_card(artifact)
+    assert card.golden is not None
+    assert card.population is not None
+    risk = OnnxScorer(PLAN, artifact / MODEL_FILE).infer(np.array(card.golden.inputs, np.float32))
+    assert np.abs(risk - np.array(card.golden.scores)).max() < 1e-6
+    assert len(card.golden.scores) == 16
+    assert len(card.reference) == len(card.population.edges) == PLAN.n_features
+    assert max(len(edges) for edges in card.population.edges) <= 10
+    assert all(np.float32(value) in vectors[:, i] for i, value in enumerate(card.reference))
+
+
 def test_train_model_graph_has_the_promised_names_and_size(artifact: Path) -> None:
     """Input `features` (N, 40), output `risk` (N,), 43,521 learned parameters, provenance in the file."""
     model = onnx.load_model_from_string(read_model(artifact))

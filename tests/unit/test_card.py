@@ -8,7 +8,18 @@ import pytest
 
 from features.plan import Plan, compile_plan
 from features.spec import SPECS, load_spec
-from models.card import ARTIFACTS, CARD_FILE, CARD_VERSION, MODEL_FILE, ModelCard, Thresholds, load_card, save_artifact
+from models.card import (
+    ARTIFACTS,
+    CARD_FILE,
+    CARD_VERSION,
+    MODEL_FILE,
+    Golden,
+    ModelCard,
+    Population,
+    Thresholds,
+    load_card,
+    save_artifact,
+)
 from models.scorer import ModelError
 
 MODEL = b"any bytes"
@@ -98,6 +109,25 @@ def test_load_card_impossible_thresholds_are_refused(tmp_path: Path, card: Model
         load_card(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"reference": [0.0]}, "reference has 1 values"),
+        ({"golden": Golden([[0.0] * 40, [0.0] * 39], [0.5, 0.5])}, "golden needs vectors"),
+        ({"golden": Golden([[0.0] * 40], [0.5, 0.5])}, "golden needs vectors"),
+        ({"population": Population([[1.0]], [[0.5, 0.5]], [], [1.0])}, "population needs edges"),
+        ({"population": Population([[1.0]] * 40, [[1.0]] * 40, [], [1.0])}, "population needs edges"),
+    ],
+)
+def test_load_card_portrait_of_other_features_is_refused(
+    tmp_path: Path, card: ModelCard, change: dict[str, object], problem: str
+) -> None:
+    """What the card says of features has to be said of all of them."""
+    save_artifact(tmp_path, MODEL, msgspec.structs.replace(card, **change))
+    with pytest.raises(ModelError, match=problem):
+        load_card(tmp_path)
+
+
 def test_check_other_spec_is_refused(card: ModelCard) -> None:
     """A model of one spec never runs on another one's features."""
     with pytest.raises(ModelError, match="handbook"):
@@ -109,6 +139,9 @@ def test_packaged_model_fits_the_packaged_spec(name: str) -> None:
     """Each spec has an artifact that belongs to it; after a change of the spec, run its card's command again."""
     card = load_card(ARTIFACTS / name)
     card.check(compile_plan(load_spec(name)))
+    assert card.reference
+    assert card.golden is not None
+    assert card.population is not None
     assert card.command.startswith("weir generate ")  # nothing committed was trained on other people's data
 
 
