@@ -23,6 +23,7 @@ from features.plan import (
     OBS_NEW,
     OBS_PRESENT,
     OBS_PREVIOUS_SEEN,
+    SPIKES,
     SQUARES_HIGH,
     SQUARES_LOW,
     TS,
@@ -33,6 +34,7 @@ from features.plan import (
     W_LSN,
     W_VERSION,
     BlockPlan,
+    KindPlan,
     Plan,
 )
 from features.slab import Slab
@@ -134,8 +136,9 @@ def _advance_wave(slab: Slab, rows: Int64s, slots: Int64s, columns: Int64s, lsns
     _move_rings(slab, where, header, last, ts)
     header[:, W_LSN] = lsns[rows]
     header[:, W_LAST_SEEN] = ts
+    spikes = _spikes(kind, header, event)
     for block in kind.blocks:
-        _add(block, header, event)
+        _add(block, header, event, spikes)
     for ts_word, columns_given in kind.remembered:
         given = event[:, columns_given[0]] >= 0
         header[given, ts_word] = ts[given]
@@ -156,7 +159,16 @@ def _move_rings(slab: Slab, slots: Int64s, header: Int64s, last: Int64s, ts: Int
             header[moved] = part
 
 
-def _add(block: BlockPlan, header: Int64s, event: Int64s) -> None:
+def _spikes(kind: KindPlan, header: Int64s, event: Int64s) -> Int64s | None:
+    """(rows, 1): 1 where the amount is a spike for the profile before the event; None for a kind that has none."""
+    if kind.spike is None:
+        return None
+    count, total = header[:, kind.spike.count_word, None], header[:, kind.spike.sum_word, None]
+    mean = total // np.maximum(count, 1)
+    return ((count > 0) & (event[:, AMOUNT, None] * 1000 > kind.spike.thousandths * mean)).astype(np.int64)
+
+
+def _add(block: BlockPlan, header: Int64s, event: Int64s, spikes: Int64s | None) -> None:
     """Add each row's event to the header words of one block; see advance_one.event_values for the rules."""
     words = header[:, block.start : block.stop]
     amount = event[:, AMOUNT, None]
@@ -174,5 +186,7 @@ def _add(block: BlockPlan, header: Int64s, event: Int64s) -> None:
     elif block.code == SQUARES_LOW:
         low = (amount & LOW_32).astype(np.uint64)
         words += ((low * low) & np.uint64(LOW_32)).astype(np.int64)
+    elif block.code == SPIKES:
+        words += spikes  # type: ignore[arg-type]  # a kind with such a block has them
     else:
         words += amount

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from features.plan import (
     AMOUNT,
     DISTINCT,
+    EDGES,
     FIXED_WORDS,
     FRAUDS,
     MAX,
+    NEWEST,
     OBS_FIXED,
+    SPIKES,
     TS,
     W_FIRST_LSN,
     W_FIRST_SEEN,
@@ -44,15 +47,23 @@ def version_word(kind_number: int) -> int:
     return PROFILE_VERSION | kind_number << 8
 
 
-def event_values(row: Sequence[int], of: int) -> tuple[int, ...]:
-    """What an event adds to each ring field, by field code: count, frauds, sum, max, two words of squares, bitmap bit.
+def event_values(row: Sequence[int], of: int, spike: int) -> tuple[int, ...]:
+    """What an event adds to each ring field, by field code: count, frauds, sum, max, two words of squares, bitmap bit, spike.
 
     The square is kept as high and low 32-bit parts, each summed on its own: no carries, so adding and merging are plain sums.
     """
     amount = row[AMOUNT]
     square = amount * amount
     bit = signed_bit(row[of]) if of >= 0 and row[of] >= 0 else 0
-    return 1, 0, amount, amount, square >> 32, square & LOW_32, bit
+    return 1, 0, amount, amount, square >> 32, square & LOW_32, bit, spike
+
+
+def spike_of(kind: KindPlan, header: Sequence[int], amount: int) -> int:
+    """1 if the amount is a spike for the profile as it stands before the event, else 0."""
+    if kind.spike is None:
+        return 0
+    thousandths, count, total = kind.spike.thousandths, header[kind.spike.count_word], header[kind.spike.sum_word]
+    return int(count > 0 and amount * 1000 > thousandths * (total // count))
 
 
 def signed_bit(value: int) -> int:
@@ -109,7 +120,7 @@ def _apply(slab: Slab, slot: int, header: list[int], row: Sequence[int], last: i
             if new_tile != old_tile:
                 _move(slab, slot, header, ring, old_tile, new_tile)
         header[W_LAST_SEEN] = ts
-    values = event_values(row, -1)
+    values = event_values(row, -1, spike_of(kind, header, row[AMOUNT]))
     for code, of, start, stop in kind.blocks:
         value = values[code] if code != DISTINCT else signed_bit(row[of]) if row[of] >= 0 else 0
         if code == MAX:
@@ -166,7 +177,10 @@ def sum_window(slab: Slab, slot: int, ring: RingPlan, window: WindowPlan, at_til
     else:
         tiles = cells[start + first : start + ring.tiles].tolist() + cells[start : start + past].tolist()
     if high == open_tile:
-        tiles.append(open_value)
+        tiles[-1] = open_value  # its cell is zero
+    if window.code in EDGES:
+        places = [place for place, tile in enumerate(tiles) if tile]
+        return (low + places[-1 if window.code == NEWEST else 0]) * ring.tile_ms + 1 if places else 0
     if window.code == MAX:
         return int(max(tiles))
     if window.code == DISTINCT:
@@ -180,8 +194,9 @@ def sum_window(slab: Slab, slot: int, ring: RingPlan, window: WindowPlan, at_til
 def _apply_late(slab: Slab, slot: int, header: list[int], row: Sequence[int], last: int) -> None:
     """An event older than the newest one: its own tile, if the ring still has it, and the windows that hold that tile."""
     header[W_FIRST_SEEN] = min(header[W_FIRST_SEEN], row[TS])
+    spike = spike_of(slab.kind, header, row[AMOUNT])  # before a ring changes what it is judged by
     for number, ring in enumerate(slab.kind.rings):
-        values = event_values(row, ring.of)
+        values = event_values(row, ring.of, spike)
         if not _add_to_tile(slab, slot, header, ring, row[TS], last, values):
             slab.late_dropped[number] += 1
             header[W_LATE_DROPPED] += 1
@@ -189,7 +204,8 @@ def _apply_late(slab: Slab, slot: int, header: list[int], row: Sequence[int], la
 
 
 def _add_to_tile(slab: Slab, slot: int, header: list[int], ring: RingPlan, ts: int, last: int, values: Sequence[int]) -> bool:
-    age = last // ring.tile_ms - ts // ring.tile_ms
+    open_tile = last // ring.tile_ms
+    age = open_tile - ts // ring.tile_ms
     if not 0 <= age < ring.tiles:
         return False
     for field in ring.fields:
@@ -201,7 +217,12 @@ def _add_to_tile(slab: Slab, slot: int, header: list[int], ring: RingPlan, ts: i
             where = start + ts // ring.tile_ms % ring.tiles
             cells[where] = combine(field.code, cells[where], value)
     for window in ring.windows:
-        if window.skip <= age < window.skip + window.tiles:
+        if not window.skip <= age < window.skip + window.tiles:
+            continue
+        if window.code in EDGES:
+            open_value = header[window.field.open_word]
+            header[window.word] = sum_window(slab, slot, ring, window, open_tile, open_tile, open_value)
+        else:
             header[window.word] = combine(window.code, header[window.word], values[window.code])
     return True
 
@@ -234,7 +255,7 @@ def label_one(slab: Slab, slot: int, ts: int, delta: int, lsn: int) -> bool:
             slab.late_dropped[number] += 1
             header[W_LATE_DROPPED] += 1
         elif change:
-            values = tuple(change if c == FRAUDS else 0 for c in range(DISTINCT + 1))
+            values = tuple(change if c == FRAUDS else 0 for c in range(SPIKES + 1))
             _add_to_tile(slab, slot, header, ring, ts, last, values)
     slab.put_header(slot, header)
     return True

@@ -11,9 +11,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from features.spec import WINDOW_OPS, Feature, Kind, Op, Ring, Spec, duration_ms
+from features.spec import EVER_MS, WINDOW_OPS, Feature, Kind, Op, Ring, Spec, duration_ms
 
+# A plan that needs nothing of version 2 is written as version 1: its bytes, hash and layouts stay what they were.
 PLAN_MAGIC: Final = b"WEIRPLN1"
+PLAN_MAGIC_2: Final = b"WEIRPLN2"
 LINE_WORDS: Final = 8  # a cache line of 64 bytes
 
 # Event columns: one int64 each, -1 = absent (features/columns.py fills them).
@@ -27,16 +29,26 @@ W_VERSION, W_LAYOUT, W_LSN, W_FIRST_LSN, W_FIRST_SEEN, W_LAST_SEEN, W_LATE_DROPP
 FIXED_WORDS: Final = 8
 
 # Ring fields as they are stored. Counts are 4 bytes wide in closed tiles, everything else 8.
-COUNT, FRAUDS, SUM, MAX, SQUARES_HIGH, SQUARES_LOW, DISTINCT = range(7)
-NARROW: Final = (COUNT, FRAUDS)
+COUNT, FRAUDS, SUM, MAX, SQUARES_HIGH, SQUARES_LOW, DISTINCT, SPIKES = range(8)
+# Windows that say where a field's values are instead of joining them: 1 + the start (ms) of the oldest or newest tile that is
+# not 0; 0 for none.
+OLDEST, NEWEST = 8, 9
+EDGES: Final = (OLDEST, NEWEST)
+NARROW: Final = (COUNT, FRAUDS, SPIKES)
 FIELD_CODES: Final = {
     "count": (COUNT,), "sum": (SUM,), "max": (MAX,), "squares": (SQUARES_HIGH, SQUARES_LOW),
-    "frauds": (FRAUDS,), "distinct": (DISTINCT,),
+    "frauds": (FRAUDS,), "distinct": (DISTINCT,), "spikes": (SPIKES,),
+}  # fmt: skip
+# op -> the (window, field) that it reads where it does not read the fields' values
+EDGE_OPS: Final = {
+    "since_first_fraud": ((OLDEST, FRAUDS),), "since_last_fraud": ((NEWEST, FRAUDS),),
+    "last_known": ((NEWEST, COUNT), (NEWEST, FRAUDS)),
 }  # fmt: skip
 
 # What precedes the header's state words in an entity's observation (the raw input of the features).
 OBS_PRESENT, OBS_NEW, OBS_FIRST_SEEN, OBS_PREVIOUS_SEEN = range(4)
 OBS_FIXED: Final = 4
+OPS_1: Final = 19  # operators that version 1 knows
 OPS: Final[tuple[Op, ...]] = Op.__args__  # type: ignore[attr-defined]  # a Literal lists its values; the code is the place
 
 
@@ -57,7 +69,10 @@ class FieldPlan(msgspec.Struct, frozen=True):
 
 
 class WindowPlan(msgspec.Struct, frozen=True):
-    """The running value of one field over tiles of age `skip` to `skip + tiles - 1` (0 = the open tile)."""
+    """The running value of one field over tiles of age `skip` to `skip + tiles - 1` (0 = the open tile).
+
+    `code` is the field's, or OLDEST or NEWEST.
+    """
 
     code: int
     skip: int
@@ -87,6 +102,14 @@ class BlockPlan(NamedTuple):
     stop: int
 
 
+class SpikePlan(NamedTuple):
+    """An amount is a spike if amount * 1000 > thousandths * (sum div count), of words before the event; none if count is 0."""
+
+    thousandths: int
+    count_word: int
+    sum_word: int
+
+
 class KindPlan(msgspec.Struct, frozen=True):
     """One entity kind: its layout."""
 
@@ -101,6 +124,7 @@ class KindPlan(msgspec.Struct, frozen=True):
     blocks: tuple[BlockPlan, ...]
     layout: int
     raw_start: int
+    spike: SpikePlan | None = None
 
     @property
     def n_observed(self) -> int:
@@ -159,7 +183,7 @@ def compile_plan(spec: Spec) -> Plan:
         kinds.append(compiled)
         raw += compiled.n_observed
     features = tuple(_feature(f, kinds) for f in spec.features)
-    longest = max((r.tile_ms * r.tiles for k in kinds for r in k.rings), default=86_400_000)
+    longest = max((r.tile_ms * r.tiles for k in kinds for r in k.rings if r.tile_ms != EVER_MS), default=86_400_000)
     packed = _pack(kinds, features, spec.currencies)
     digest = hashlib.sha256(packed).hexdigest()
     return Plan(spec.name, dict(spec.currencies), tuple(kinds), features, raw, longest, packed, digest)
@@ -171,9 +195,11 @@ class _Layout:
     def __init__(self, kind: Kind, features: list[Feature]) -> None:
         self.kind = kind
         self.spans = {r.name: _spans(r, features) for r in kind.ring}
+        self.edges = {r.name: _edges(r, features) for r in kind.ring}
         self.next_word = FIXED_WORDS
         self.open_words: dict[tuple[str, int], int] = {}
         self.window_words: dict[tuple[str, int, int, int], int] = {}
+        self.edge_words: dict[tuple[str, int, int, int, int], int] = {}  # ring, OLDEST or NEWEST, field, skip, tiles
 
     def compile(self, number: int, raw_start: int) -> KindPlan:
         remembered = self._remember()
@@ -182,11 +208,13 @@ class _Layout:
         header_words = -(-self.next_word // LINE_WORDS) * LINE_WORDS
         rings, end = self._rings(header_words * 8)
         size = -(-end // (LINE_WORDS * 8)) * LINE_WORDS * 8
+        spike = self._spike()
         compiled = KindPlan(
-            self.kind.name, number, self.kind.id, size, header_words, state_word, remembered, rings, blocks, 0, 0,
+            self.kind.name, number, self.kind.id, size, header_words, state_word, remembered, rings, blocks, 0, 0, spike,
         )  # fmt: skip
         # Profiles outlive plans: the layout is of this kind alone, wherever it stands among the others.
-        layout = int.from_bytes(hashlib.sha256(_pack_kind(compiled)).digest()[:8], "little") >> 1
+        extension = _pack_extension(compiled) if _is_extended(compiled) else b""
+        layout = int.from_bytes(hashlib.sha256(_pack_kind(compiled) + extension).digest()[:8], "little") >> 1
         return msgspec.structs.replace(compiled, layout=layout, raw_start=raw_start)
 
     def _remember(self) -> tuple[RememberedPlan, ...]:
@@ -201,7 +229,7 @@ class _Layout:
         """Words that an event changes first, side by side per rule; then frauds and delayed windows, which it does not."""
         blocks: list[BlockPlan] = []
         columns = sorted({COLUMNS.index(r.of) for r in self.kind.ring if r.of is not None})
-        for code in (COUNT, SUM, MAX, SQUARES_HIGH, SQUARES_LOW):
+        for code in (COUNT, SUM, MAX, SQUARES_HIGH, SQUARES_LOW, SPIKES):
             blocks += self._block(code, -1)
         for column in columns:
             blocks += self._block(DISTINCT, column)
@@ -212,6 +240,8 @@ class _Layout:
                 for skip, tiles in self.spans[ring.name]:
                     if skip or code == FRAUDS:
                         self.window_words[ring.name, code, skip, tiles] = self._take()
+            for code, field, skip, tiles in self.edges[ring.name]:
+                self.edge_words[ring.name, code, field, skip, tiles] = self._take()
         return tuple(blocks)
 
     def _block(self, code: int, of: int) -> list[BlockPlan]:
@@ -227,7 +257,8 @@ class _Layout:
     def _rings(self, offset: int) -> tuple[tuple[RingPlan, ...], int]:
         rings: list[RingPlan] = []
         for ring in self.kind.ring:
-            n_tiles = max((skip + tiles for skip, tiles in self.spans[ring.name]), default=1)
+            spans = [*self.spans[ring.name], *(edge[2:] for edge in self.edges[ring.name])]
+            n_tiles = max((skip + tiles for skip, tiles in spans), default=1)
             fields: list[FieldPlan] = []
             for code in _codes(ring):
                 width = 4 if code in NARROW else 8
@@ -240,9 +271,20 @@ class _Layout:
                 for (name, code, skip, tiles), word in self.window_words.items()
                 if name == ring.name
             )
+            windows += tuple(
+                WindowPlan(code, skip, tiles, word, f"{ring.name}:{_span_name(skip, tiles, tile_ms)}", by_code[field_code])
+                for (name, code, field_code, skip, tiles), word in self.edge_words.items()
+                if name == ring.name
+            )
             of = COLUMNS.index(ring.of) if ring.of else -1
             rings.append(RingPlan(ring.name, tile_ms, n_tiles, of, tuple(fields), windows))
         return tuple(rings), offset
+
+    def _spike(self) -> SpikePlan | None:
+        life, over = self.kind.life, self.kind.spike_over
+        if life is None or over is None:
+            return None
+        return SpikePlan(round(over * 1000), self.open_words[life.name, COUNT], self.open_words[life.name, SUM])
 
     def _take(self) -> int:
         self.next_word += 1
@@ -254,18 +296,27 @@ def _codes(ring: Ring) -> list[int]:
 
 
 def _spans(ring: Ring, features: list[Feature]) -> list[tuple[int, int]]:
-    """The distinct (skip, tiles) of the windows that features read from `ring`; a delayed one skips the incomplete tile too."""
+    """The distinct (skip, tiles) of the windows whose values features read from `ring`."""
+    return sorted({_span(ring, f) for f in features if f.ring == ring.name and f.op not in EDGE_OPS})
+
+
+def _edges(ring: Ring, features: list[Feature]) -> list[tuple[int, int, int, int]]:
+    """The distinct (OLDEST or NEWEST, field, skip, tiles) that features read from `ring`."""
+    reading = [f for f in features if f.ring == ring.name]
+    return sorted({(*edge, *_span(ring, f)) for f in reading for edge in EDGE_OPS.get(f.op, ())})
+
+
+def _span(ring: Ring, feature: Feature) -> tuple[int, int]:
+    """(skip, tiles) of a feature's window; a delayed one skips the incomplete tile too."""
     width = duration_ms(ring.tile)
-    spans: set[tuple[int, int]] = set()
-    for f in features:
-        if f.ring == ring.name and f.window is not None:
-            delay = duration_ms(f.delay) // width
-            spans.add((delay + 1 if delay else 0, duration_ms(f.window) // width))
-    return sorted(spans)
+    delay = duration_ms(feature.delay) // width
+    return delay + 1 if delay else 0, duration_ms(feature.window or "") // width
 
 
 def _span_name(skip: int, tiles: int, tile_ms: int) -> str:
     def text(ms: int) -> str:
+        if ms == EVER_MS:
+            return "ever"
         for unit, width in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)):
             if ms % width == 0:
                 return f"{ms // width}{unit}"
@@ -277,7 +328,10 @@ def _span_name(skip: int, tiles: int, tile_ms: int) -> str:
 def _feature(feature: Feature, kinds: list[KindPlan]) -> FeaturePlan:
     kind = next((k for k in kinds if k.name == feature.kind), None)
     operands: list[int] = []
-    if feature.op in WINDOW_OPS:
+    if feature.op in EDGE_OPS:
+        assert kind is not None
+        operands = [_raw_window(kind, feature, *edge) for edge in EDGE_OPS[feature.op]]
+    elif feature.op in WINDOW_OPS:
         assert kind is not None
         operands = [_raw_window(kind, feature, code) for f in WINDOW_OPS[feature.op] for code in FIELD_CODES[f]]
     elif kind is not None:
@@ -293,11 +347,12 @@ def _feature(feature: Feature, kinds: list[KindPlan]) -> FeaturePlan:
     return FeaturePlan(feature.name, OPS.index(feature.op), tuple(operands), feature.scale, feature.log1p)
 
 
-def _raw_window(kind: KindPlan, feature: Feature, code: int) -> int:
+def _raw_window(kind: KindPlan, feature: Feature, code: int, field: int | None = None) -> int:
     ring = next(r for r in kind.rings if r.name == feature.ring)
     delay = duration_ms(feature.delay) // ring.tile_ms
     span = (delay + 1 if delay else 0, duration_ms(feature.window or "") // ring.tile_ms)
-    return _raw_word(kind, next(w.word for w in ring.windows if (w.code, w.skip, w.tiles) == (code, *span)))
+    wanted = (code, code if field is None else field, *span)
+    return _raw_word(kind, next(w.word for w in ring.windows if (w.code, w.field.code, w.skip, w.tiles) == wanted))
 
 
 def _remembered(kind: KindPlan, column: int) -> RememberedPlan:
@@ -309,8 +364,10 @@ def _raw_word(kind: KindPlan, word: int) -> int:
 
 
 def _pack(kinds: list[KindPlan], features: tuple[FeaturePlan, ...], currencies: dict[str, int]) -> bytes:
-    out = [PLAN_MAGIC, struct.pack("<4I", len(COLUMNS), len(kinds), len(features), len(currencies))]
-    out += [_pack_kind(kind) for kind in kinds]
+    is_second = any(map(_is_extended, kinds)) or any(f.op >= OPS_1 for f in features)
+    out = [PLAN_MAGIC_2 if is_second else PLAN_MAGIC]
+    out += [struct.pack("<4I", len(COLUMNS), len(kinds), len(features), len(currencies))]
+    out += [_pack_kind(kind) + (_pack_extension(kind) if is_second else b"") for kind in kinds]
     for f in features:
         out += [_text(f.name), struct.pack("<2id", f.op, int(f.log1p), f.scale), struct.pack("<i", len(f.operands))]
         out += [struct.pack(f"<{len(f.operands)}i", *f.operands)]
@@ -324,9 +381,23 @@ def _pack_kind(k: KindPlan) -> bytes:
     out += [struct.pack(f"<{2 + len(r.columns)}i", r.ts_word, len(r.columns), *r.columns) for r in k.remembered]
     out += [struct.pack("<4i", b.code, b.of, b.start, b.stop) for b in k.blocks]
     for r in k.rings:
-        out += [_text(r.name), struct.pack("<q4i", r.tile_ms, r.tiles, r.of, len(r.fields), len(r.windows))]
+        windows = [w for w in r.windows if w.code not in EDGES]
+        out += [_text(r.name), struct.pack("<q4i", r.tile_ms, r.tiles, r.of, len(r.fields), len(windows))]
         out += [struct.pack("<3i", f.code, f.open_word, f.cells) for f in r.fields]
-        out += [struct.pack("<4i", w.code, w.skip, w.tiles, w.word) for w in r.windows]
+        out += [struct.pack("<4i", w.code, w.skip, w.tiles, w.word) for w in windows]
+    return b"".join(out)
+
+
+def _is_extended(k: KindPlan) -> bool:
+    """Whether version 1 cannot say what this kind is; a kind that it can has the same layout in a plan of version 2."""
+    return k.spike is not None or any(r.tile_ms == EVER_MS or any(w.code in EDGES for w in r.windows) for r in k.rings)
+
+
+def _pack_extension(k: KindPlan) -> bytes:
+    """What version 2 adds after a kind."""
+    edges = [(ring, w) for ring, r in enumerate(k.rings) for w in r.windows if w.code in EDGES]
+    out = [struct.pack("<q3i", *(k.spike or (0, 0, 0)), len(edges))]
+    out += [struct.pack("<6i", ring, w.code, w.field.code, w.skip, w.tiles, w.word) for ring, w in edges]
     return b"".join(out)
 
 

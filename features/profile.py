@@ -13,6 +13,7 @@ from features.plan import (
     DISTINCT,
     FRAUDS,
     MAX,
+    SPIKES,
     SUM,
     W_FIRST_LSN,
     W_FIRST_SEEN,
@@ -28,7 +29,9 @@ from features.plan import (
 from features.slab import Slab
 
 LSN_OFFSET = W_LSN * 8
-SHOWN_FIELDS: Mapping[int, str] = {COUNT: "count", SUM: "sum", MAX: "max", FRAUDS: "frauds", DISTINCT: "distinct_bits"}
+SHOWN_FIELDS: Mapping[int, str] = {
+    COUNT: "count", SUM: "sum", MAX: "max", FRAUDS: "frauds", DISTINCT: "distinct_bits", SPIKES: "spikes",
+}  # fmt: skip
 
 
 class UnknownProfileVersion(ValueError):

@@ -11,7 +11,7 @@ what leaves is subtracted, so a month in hours costs the tiles that have passed,
 import numpy as np
 import numpy.typing as npt
 
-from features.plan import DISTINCT, MAX, FieldPlan, RingPlan, WindowPlan
+from features.plan import DISTINCT, EDGES, MAX, NEWEST, FieldPlan, RingPlan, WindowPlan
 from features.slab import Slab
 
 Int64s = npt.NDArray[np.int64]
@@ -28,7 +28,7 @@ def move(ring: RingPlan, slab: Slab, slots: Int64s, header: Int64s, old_tile: In
     starts = np.cumsum(gap) - gap
     rows = np.repeat(np.arange(gap.size), gap)
     entered = new_tile[rows] - (np.arange(rows.size) - starts[rows])  # every tile that a row enters, at most one turn
-    sliding = [w for w in ring.windows if w.code not in (MAX, DISTINCT)] if ring.tiles > SHORT_RING_TILES else []
+    sliding = [w for w in ring.windows if w.code not in (MAX, DISTINCT, *EDGES)] if ring.tiles > SHORT_RING_TILES else []
     for field in ring.fields:
         _cells(slab, field)[slots, field.cells + old_tile % ring.tiles] = header[:, field.open_word]
         header[:, field.open_word] = 0
@@ -44,10 +44,14 @@ def move(ring: RingPlan, slab: Slab, slots: Int64s, header: Int64s, old_tile: In
             ages = np.arange(window.skip, window.skip + window.tiles)
             header[far, window.word] = _join(window, _tiles(slab, window.field, ring, slots[far], new_tile[far], ages))
     ages = np.arange(ring.tiles)
-    values = {w.code: _tiles(slab, w.field, ring, slots, new_tile, ages) for w in ring.windows if w not in sliding}
-    for window in ring.windows:
-        if window not in sliding:
-            header[:, window.word] = _join(window, values[window.code][:, window.skip : window.skip + window.tiles])
+    again = [w for w in ring.windows if w not in sliding]
+    values = {w.field.code: _tiles(slab, w.field, ring, slots, new_tile, ages) for w in again}
+    for window in again:
+        tiles = values[window.field.code][:, window.skip : window.skip + window.tiles]
+        if window.code in EDGES:
+            header[:, window.word] = _edge(window, tiles, new_tile - window.skip, ring.tile_ms)
+        else:
+            header[:, window.word] = _join(window, tiles)
 
 
 def _cells(slab: Slab, field: FieldPlan) -> npt.NDArray[np.int64] | npt.NDArray[np.uint32]:
@@ -77,3 +81,10 @@ def _join(window: WindowPlan, tiles: npt.NDArray[np.int64]) -> Int64s:
     if window.code == DISTINCT:
         return np.bitwise_or.reduce(tiles, axis=1)  # type: ignore[no-any-return]
     return tiles.sum(axis=1, dtype=np.int64)  # type: ignore[no-any-return]
+
+
+def _edge(window: WindowPlan, tiles: npt.NDArray[np.int64], newest: Int64s, tile_ms: int) -> Int64s:
+    """1 + the start of the newest or oldest tile that is not 0, or 0; tiles (rows, ages) stand from `newest` back."""
+    some = tiles != 0
+    age = some.argmax(axis=1) if window.code == NEWEST else tiles.shape[1] - 1 - some[:, ::-1].argmax(axis=1)
+    return np.where(some.any(axis=1), (newest - age) * tile_ms + 1, 0)

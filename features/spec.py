@@ -18,12 +18,13 @@ import msgspec
 SPECS = Path(__file__).parent / "specs"
 RATE_MILLIONTHS_MAX = 10_000_000  # keeps a converted amount below 10^11, its square within a ring's two words
 
-Field = Literal["count", "sum", "max", "squares", "frauds", "distinct"]
+Field = Literal["count", "sum", "max", "squares", "frauds", "distinct", "spikes"]
 Column = Literal["amount", "country", "mcc", "channel", "card_id", "merchant_id", "device_id", "ip"]
 Remembered = Literal["country", "mcc", "channel", "card_id", "merchant_id", "device_id", "ip", "place"]
 Op = Literal[
     "value", "hour", "weekday", "night", "weekend", "count", "sum", "mean", "max", "std", "ratio", "zscore",
     "distinct", "since_last", "age", "changed", "speed_kmh", "fraud_rate", "present",
+    "frauds", "spikes", "spike_share", "since_first_fraud", "since_last_fraud", "last_known",
 ]  # fmt: skip
 
 # op -> the ring fields it reads (in the order in which the plan lists its operands)
@@ -37,9 +38,18 @@ WINDOW_OPS: Mapping[str, tuple[Field, ...]] = {
     "zscore": ("count", "sum", "squares"),
     "distinct": ("distinct",),
     "fraud_rate": ("count", "frauds"),
+    "frauds": ("frauds",),
+    "spikes": ("spikes",),
+    "spike_share": ("count", "spikes"),
+    "since_first_fraud": ("frauds",),
+    "since_last_fraud": ("frauds",),
+    "last_known": ("count", "frauds"),
 }
 KIND_OPS = ("since_last", "age", "present", "speed_kmh", "changed")
 TILE_MS_MAX = 366 * 86_400_000
+EVER = "ever"  # as a tile: the ring is one tile that never closes; as a window: that tile
+EVER_MS = 1 << 62  # above every time that there is
+SPIKE_OVER_MAX = 100.0  # times the mean; in thousandths, and times the largest amount, it still fits a word
 RING_TILES_MAX = 16_384  # 128 KiB of 8-byte cells a field; a profile travels as a whole, so more is a mistake
 UNITS_MS = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -49,7 +59,10 @@ class SpecError(ValueError):
 
 
 class Ring(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A ring of time tiles of one width; `keeps` says what each tile holds; `of` is what `distinct` counts."""
+    """A ring of time tiles of one width; `keeps` says what each tile holds; `of` is what `distinct` counts.
+
+    The tile "ever" is one that never closes: what such a ring keeps is of the entity's whole life.
+    """
 
     name: str
     tile: str
@@ -58,12 +71,21 @@ class Ring(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Kind(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """An entity kind: `id` is the transaction's field that names the entity, `remember` what the last event said."""
+    """An entity kind: `id` is the transaction's field that names the entity, `remember` what the last event said.
+
+    An amount of more than `spike_over` times the entity's own mean before it, over its whole life, is a spike.
+    """
 
     name: str
     id: Literal["card_id", "merchant_id", "device_id", "ip"]
     ring: tuple[Ring, ...]
     remember: tuple[Remembered, ...] = ()
+    spike_over: float | None = None
+
+    @property
+    def life(self) -> Ring | None:
+        """The ring that knows the mean of the whole life, if there is one."""
+        return next((r for r in self.ring if r.tile == EVER and {"count", "sum"} <= set(r.keeps)), None)
 
 
 class Feature(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -126,7 +148,9 @@ class Spec(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 def duration_ms(text: str) -> int:
-    """Milliseconds of "90s", "5m", "1h" or "30d". Raises ValueError for anything else."""
+    """Milliseconds of "90s", "5m", "1h" or "30d"; EVER_MS of "ever". Raises ValueError for anything else."""
+    if text == EVER:
+        return EVER_MS
     number, unit = text[:-1], text[-1:]
     if unit not in UNITS_MS or not number.isdecimal():
         raise ValueError(f"{text!r} is not a duration such as 90s, 5m, 1h or 30d")
@@ -217,12 +241,19 @@ def _check_kind(kind: Kind) -> None:
             width = duration_ms(ring.tile)
         except ValueError as error:
             raise ValueError(f"{where}: tile: {error}") from None
-        if not 1000 <= width <= TILE_MS_MAX:
+        if not 1000 <= width <= TILE_MS_MAX and width != EVER_MS:
             raise ValueError(f"{where}: tile {ring.tile!r} is not within 1s to {TILE_MS_MAX // 86_400_000}d")
         if len(set(ring.keeps)) != len(ring.keeps) or not ring.keeps:
             raise ValueError(f"{where}: keeps must name each of its fields once")
         if ("distinct" in ring.keeps) != (ring.of is not None):
             raise ValueError(f"{where}: 'distinct' and 'of' belong together")
+        if "spikes" in ring.keeps and kind.spike_over is None:
+            raise ValueError(f"{where}: 'spikes' need the kind's spike_over: how many times the mean")
+    if kind.spike_over is not None:
+        if not 0 < kind.spike_over <= SPIKE_OVER_MAX:
+            raise ValueError(f"kind.{kind.name}: spike_over {kind.spike_over} is not above 0 and at most {SPIKE_OVER_MAX}")
+        if kind.life is None:
+            raise ValueError(f"kind.{kind.name}: spike_over needs a ring with tile = 'ever' that keeps count and sum")
 
 
 def _check_feature(feature: Feature, spec: Spec) -> None:
@@ -263,6 +294,12 @@ def _check_window(feature: Feature, kind: Kind, where: str) -> None:
         window, delay = duration_ms(feature.window or ""), duration_ms(feature.delay)
     except ValueError as error:
         raise ValueError(f"{where}: window or delay: {error}") from None
+    if (width == EVER_MS and (window != width or delay)) or (width != EVER_MS and EVER_MS in (window, delay)):
+        raise ValueError(f"{where}: the window 'ever', without a delay, and the tile 'ever' belong together")
+    if width == EVER_MS and feature.op.endswith(("_fraud", "_known")):
+        raise ValueError(f"{where}: op {feature.op!r} needs tiles that close: their start is the time that it tells")
+    if feature.op == "last_known" and not delay:
+        raise ValueError(f"{where}: op 'last_known' needs a delay, after which labels are known")
     if window <= 0 or window % width or delay % width:
         raise ValueError(f"{where}: window and delay must be whole numbers of {ring.tile} tiles")
     if (window + delay) // width >= RING_TILES_MAX:

@@ -137,12 +137,26 @@ def _speed_kmh(raw: Int64s, operands: Int64s) -> tuple[Columns, ...]:
     return (np.where((lat0 > 0) & (lat1 >= 0), km / hours, 0.0),)
 
 
+def _since_tile(raw: Int64s, operands: Int64s) -> tuple[Columns, ...]:
+    """Seconds since the start of a tile that is given as 1 + its ms; -1 for none."""
+    start = operands[:, 0]
+    return (np.where(start > 0, (raw[:, TS, None] - (start - 1)) / 1000.0, -1.0),)
+
+
+def _last_known(raw: Int64s, operands: Int64s) -> tuple[Columns, ...]:
+    """1 where the newest tile with events has a fraud."""
+    events, frauds = operands[:, 0], operands[:, 1]
+    return ((events > 0) & (events == frauds),)
+
+
 FAMILIES = (
-    Family(_plain, 1, {"value": 0, "count": 0, "sum": 0, "max": 0, "present": 0}),
+    Family(_plain, 1, dict.fromkeys(("value", "count", "sum", "max", "present", "frauds", "spikes"), 0)),
     Family(_clock, 0, {"hour": 0, "weekday": 1, "night": 2, "weekend": 3}),
-    Family(_moments, 4, {"mean": 0, "fraud_rate": 0, "ratio": 1, "std": 2, "zscore": 3}),
+    Family(_moments, 4, {"mean": 0, "fraud_rate": 0, "spike_share": 0, "ratio": 1, "std": 2, "zscore": 3}),
     Family(_distinct, 1, {"distinct": 0}),
     Family(_ages, 3, {"since_last": 0, "age": 1}),
     Family(_changed, 2, {"changed": 0}),
     Family(_speed_kmh, 3, {"speed_kmh": 0}),
+    Family(_since_tile, 1, {"since_first_fraud": 0, "since_last_fraud": 0}),
+    Family(_last_known, 2, {"last_known": 0}),
 )

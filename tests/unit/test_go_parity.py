@@ -34,7 +34,7 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
 
 SEED = os.environ.get("SEED")
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=False, print_blob=True, suppress_health_check=list(HealthCheck))
-PLANS = {name: compile_plan(load_spec(name)) for name in ("cards", "handbook")}
+PLANS = {name: compile_plan(load_spec(name)) for name in ("cards", "handbook", "handbook40")}
 BASE_MS = 1_750_000_000_000
 N_SLOTS = 3  # profiles of each kind
 ROWS_MAX = 50
@@ -44,7 +44,9 @@ ROUNDED = ("std", "zscore", "distinct", "speed_kmh")
 
 IDS = ("card_id", "merchant_id", "device_id", "ip")
 OF = ("amount", "country", "mcc", "channel", *IDS)
-FIELDS = ("count", "sum", "max", "squares", "frauds", "distinct")
+FIELDS = ("count", "sum", "max", "squares", "frauds", "distinct", "spikes")
+LIFE = ["max", "sum", "frauds", "count", "squares", "spikes"]
+LIFE_OPS = ("count", "sum", "mean", "max", "std", "ratio", "zscore", "fraud_rate", "frauds", "spikes", "spike_share")
 REMEMBERED = ("country", "mcc", "channel", "device_id", "place")
 PLACES = [(-1, -1), (0, 0), (180_000_000, 360_000_000), (142_500_000, 193_400_000), (142_500_010, 193_400_000)]
 
@@ -66,16 +68,23 @@ def specs(draw: st.DrawFn) -> Spec:
         rings = []
         for number in range(draw(st.integers(1, 3))):
             tile = draw(st.sampled_from([1, 2, 3, 10]))
-            keeps = draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=6, unique=True))
+            keeps = draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=7, unique=True))
             of = f', of = "{draw(st.sampled_from(OF))}"' if "distinct" in keeps else ""
             rings.append(f'{{ name = "r{number}", tile = "{tile}s", keeps = {keeps}{of} }}')
             ops = [op for op, needs in WINDOW_OPS.items() if set(needs) <= set(keeps)]
             for op in draw(st.lists(st.sampled_from(ops), max_size=5)) if ops else []:
                 tiles, delay = draw(st.sampled_from([1, 2, 3, 5, 12, 70])), draw(st.sampled_from([0, 0, 1, 2, 7]))
+                delay = max(delay, 1) if op == "last_known" else delay
                 where = f'ring = "r{number}", window = "{tiles * tile}s", delay = "{delay * tile}s"'
                 features.append(_feature(draw, len(features), op, name, where))
         remember = draw(st.lists(st.sampled_from(REMEMBERED), max_size=3, unique=True))
-        kinds.append(f'{{ name = "{name}", id = "{name}", remember = {remember}, ring = [{", ".join(rings)}] }}')
+        spikes = ""
+        if draw(st.booleans()) or any("spikes" in ring for ring in rings):
+            rings.insert(draw(st.integers(0, len(rings))), f'{{ name = "life", tile = "ever", keeps = {LIFE} }}')
+            spikes = f", spike_over = {draw(st.sampled_from([0.001, 0.5, 2.5, 100.0]))}"
+            for op in draw(st.lists(st.sampled_from(LIFE_OPS), max_size=3)):
+                features.append(_feature(draw, len(features), op, name, 'ring = "life", window = "ever"'))
+        kinds.append(f'{{ name = "{name}", id = "{name}", remember = {remember}{spikes}, ring = [{", ".join(rings)}] }}')
         of_kind = [("since_last", ""), ("age", ""), ("present", "")]
         of_kind += [("speed_kmh", "") if r == "place" else ("changed", f'of = "{r}"') for r in remember]
         features += [_feature(draw, len(features) + n, op, name, more) for n, (op, more) in enumerate(of_kind)]
@@ -225,7 +234,15 @@ def run(engines: Engines, steps: Sequence[Step], one_by_one_rows: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "scale_ms"), [("cards", 600_000), ("cards", 43_200_000), ("handbook", 10_800_000), ("handbook", 86_400_000)]
+    ("name", "scale_ms"),
+    [
+        ("cards", 600_000),
+        ("cards", 43_200_000),
+        ("handbook", 10_800_000),
+        ("handbook", 86_400_000),
+        ("handbook40", 600_000),
+        ("handbook40", 86_400_000),
+    ],
 )
 def test_go_packaged_spec_any_sequence_equals_numpy(name: str, scale_ms: int, make_engines: Callable[..., Engines]) -> None:
     """Whatever the stream and however it is cut, the core leaves numpy's bytes and gives its vectors."""

@@ -28,12 +28,16 @@ from models.onnx_scorer import OnnxScorer
 
 ROOT = Path(__file__).parents[2]
 TESTDATA = ROOT / "gocore" / "internal" / "score" / "testdata"
-PLANS = {name: compile_plan(load_spec(name)) for name in ("cards", "handbook")}
+PLANS = {name: compile_plan(load_spec(name)) for name in ("cards", "handbook", "handbook40")}
 MODELS = {name: ROOT / "models" / "artifacts" / name / "model.onnx" for name in PLANS}
 SEED = 4117
 BASE_MS = 1_750_000_000_000
 N_ROWS = 400
-SLOTS = {"cards": 12, "handbook": 5}  # profiles of each kind: few, so that they repeat in a batch and rings turn round
+SLOTS = {
+    "cards": 12,
+    "handbook": 5,
+    "handbook40": 5,
+}  # profiles of each kind: few, so that they repeat in a batch and rings turn round
 KIB_MAX = 400
 SCORE_SLACK = 1e-6
 ULPS = 2  # of float32, where a logarithm or trigonometry is involved

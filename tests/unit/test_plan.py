@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from features.plan import COLUMNS, FIELD_CODES, FIXED_WORDS, OPS, Plan, compile_plan
+from features.plan import COLUMNS, EDGES, FIELD_CODES, FIXED_WORDS, OPS, Plan, compile_plan
 from features.spec import Op, load_spec, parse_spec
 
 # A change here makes every stored profile and trained model of the spec unreadable. If it is meant: raise PROFILE_VERSION or
@@ -16,10 +16,12 @@ from features.spec import Op, load_spec, parse_spec
 PLAN_HASHES = {
     "cards": "0b7967e98c6d51d5ea0d94c009e8be149328cf796b592f5a9b282f9b0f3f8bbe",
     "handbook": "598bf52ac4673704226b9b22e89c1e32e39da689bb5d5c17f173eac79e3b493e",
+    "handbook40": "620d638fe6d1457953db59e30a594112117e5645c41b3ec87e7eff4abad093ef",
 }
 OP_CODES: list[Op] = [
     "value", "hour", "weekday", "night", "weekend", "count", "sum", "mean", "max", "std", "ratio", "zscore", "distinct",
     "since_last", "age", "changed", "speed_kmh", "fraud_rate", "present",
+    "frauds", "spikes", "spike_share", "since_first_fraud", "since_last_fraud", "last_known",
 ]  # fmt: skip
 
 
@@ -59,13 +61,17 @@ class Reader:
         windows = [self.take("4i") for _ in range(n_windows)]
         return {"name": name, "tile_ms": tile_ms, "tiles": tiles, "of": of, "fields": fields, "windows": windows}
 
+    def extension(self) -> tuple[tuple[int, int, int], list[tuple[Any, ...]]]:
+        *spike, n_edges = self.take("q3i")
+        return (spike[0], spike[1], spike[2]), [self.take("6i") for _ in range(n_edges)]
+
     def feature(self) -> dict[str, Any]:
         name = self.text()
         op, log1p, scale, n = self.take("2idi")
         return {"name": name, "op": op, "log1p": bool(log1p), "scale": scale, "operands": self.take(f"{n}i")}
 
 
-@pytest.fixture(params=["cards", "handbook"])
+@pytest.fixture(params=["cards", "handbook", "handbook40"])
 def plan(request: pytest.FixtureRequest) -> Plan:
     """Each packaged spec, compiled."""
     return compile_plan(load_spec(request.param))
@@ -85,7 +91,8 @@ def test_compile_plan_twice_gives_equal_plans(plan: Plan) -> None:
 def test_to_bytes_reads_back_by_the_documented_format(plan: Plan) -> None:
     """A reader written from the docs finds every number of the plan, and the end where the bytes end."""
     reader = Reader(plan.to_bytes())
-    assert reader.take("8s") == (b"WEIRPLN1",)
+    is_second = plan.spec_name == "handbook40"
+    assert reader.take("8s") == (b"WEIRPLN2" if is_second else b"WEIRPLN1",)
     n_columns, n_kinds, n_features, n_currencies = reader.take("4I")
     assert (n_columns, n_kinds, n_features) == (11, len(plan.kinds), plan.n_features)
     for kind in plan.kinds:
@@ -98,7 +105,12 @@ def test_to_bytes_reads_back_by_the_documented_format(plan: Plan) -> None:
         for ring, got in zip(kind.rings, read["rings"], strict=True):
             assert (got["tile_ms"], got["tiles"], got["of"]) == (ring.tile_ms, ring.tiles, ring.of)
             assert got["fields"] == [(f.code, f.open_word, f.cells) for f in ring.fields]
-            assert got["windows"] == [(w.code, w.skip, w.tiles, w.word) for w in ring.windows]
+            assert got["windows"] == [(w.code, w.skip, w.tiles, w.word) for w in ring.windows if w.code not in EDGES]
+        if is_second:
+            edges = [(n, w) for n, ring in enumerate(kind.rings) for w in ring.windows if w.code in EDGES]
+            spike, read_edges = reader.extension()
+            assert spike == (tuple(kind.spike) if kind.spike else (0, 0, 0))
+            assert read_edges == [(n, w.code, w.field.code, w.skip, w.tiles, w.word) for n, w in edges]
     assert [reader.feature() for _ in range(n_features)] == [msgspec.to_builtins(f) for f in plan.features]
     currencies = [(reader.take("3s")[0].decode(), reader.take("q")[0]) for _ in range(n_currencies)]
     assert currencies == sorted(plan.currencies.items())
@@ -114,6 +126,8 @@ def test_layout_is_the_hash_of_the_kind_alone(plan: Plan) -> None:
         start = reader.at
         names = 4 + len(kind.name) + len(kind.id_field)
         reader.kind()
+        if plan.spec_name == "handbook40":  # both of its kinds say something that version 1 cannot
+            reader.extension()
         own = bytearray(packed[start : reader.at])
         own[names + 12 : names + 16] = bytes(4)
         own[names + 24 : names + 32] = bytes(8)
@@ -125,7 +139,15 @@ def test_codes_are_the_documented_ones() -> None:
     assert list(OPS) == OP_CODES
     assert COLUMNS[:5] == ("ts", "amount", "country", "mcc", "channel")
     assert COLUMNS[5:] == ("card_id", "merchant_id", "device_id", "ip", "lat", "lon")
-    assert FIELD_CODES == {"count": (0,), "frauds": (1,), "sum": (2,), "max": (3,), "squares": (4, 5), "distinct": (6,)}
+    assert FIELD_CODES == {
+        "count": (0,),
+        "frauds": (1,),
+        "sum": (2,),
+        "max": (3,),
+        "squares": (4, 5),
+        "distinct": (6,),
+        "spikes": (7,),
+    }
 
 
 def test_layout_words_and_cells_never_overlap(plan: Plan) -> None:
@@ -139,7 +161,9 @@ def test_layout_words_and_cells_never_overlap(plan: Plan) -> None:
         spans = []
         for ring in kind.rings:
             assert ring.tiles == max((w.skip + w.tiles for w in ring.windows), default=1)
-            spans += [(f.cells * w, (f.cells + ring.tiles) * w) for f in ring.fields for w in (4 if f.code < 2 else 8,)]
+            spans += [
+                (f.cells * w, (f.cells + ring.tiles) * w) for f in ring.fields for w in (4 if f.code in (0, 1, 7) else 8,)
+            ]
         assert spans == sorted(spans)
         assert spans[0][0] == kind.header_words * 8
         assert all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))

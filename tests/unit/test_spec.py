@@ -171,7 +171,7 @@ def test_parse_spec_without_kinds_or_features_is_refused(section: str) -> None:
 
 def test_load_spec_missing_file_names_the_packaged_ones(tmp_path: Path) -> None:
     """A name that is no file lists what there is."""
-    with pytest.raises(SpecError, match=r"neither a packaged spec \(cards, handbook\) nor a file"):
+    with pytest.raises(SpecError, match=r"neither a packaged spec \(cards, handbook, handbook40\) nor a file"):
         load_spec(tmp_path / "none.toml")
 
 
@@ -199,9 +199,9 @@ def test_duration_ms_refuses_everything_else(text: str) -> None:
         duration_ms(text)
 
 
-@pytest.mark.parametrize(("name", "n_features"), [("cards", 40), ("handbook", 15)])
+@pytest.mark.parametrize(("name", "n_features"), [("cards", 40), ("handbook", 15), ("handbook40", 40)])
 def test_load_spec_packaged_specs_have_their_features(name: str, n_features: int) -> None:
-    """cards has exactly the 40 features of the published comparison, handbook the baseline's 15, all with a source."""
+    """Exactly the 40 features of the published comparison, or the 15 of the Handbook's baseline, all with a source."""
     spec = load_spec(name)
     assert spec.name == name
     assert len(spec.features) == n_features

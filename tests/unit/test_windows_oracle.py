@@ -37,8 +37,11 @@ USD = 920_000
 name = "card"
 id = "card_id"
 remember = ["country", "device_id", "place"]
+spike_over = 2.5
 ring = [
   { name = "a", tile = "1s", keeps = ["count", "sum", "max", "squares"] },
+  { name = "life", tile = "ever", keeps = ["sum", "count", "squares", "frauds"] },
+  { name = "d", tile = "2s", keeps = ["spikes", "count", "frauds"] },
   { name = "b", tile = "3s", keeps = ["count", "distinct"], of = "merchant_id" },
   { name = "c", tile = "2s", keeps = ["frauds", "sum", "count"] },
   { name = "unread", tile = "1s", keeps = ["count", "max"] },
@@ -79,6 +82,10 @@ TINY_FEATURES: Sequence[tuple[str, Mapping[str, object]]] = [
                 ("count", "sum", "mean", "max", "std", "ratio", "zscore"),
                 (("1s", "0s"), ("4s", "0s"), ("2s", "1s")),
             ),
+            ("card", "life", ("count", "mean", "std", "ratio", "fraud_rate", "frauds"), (("ever", "0s"),)),
+            ("card", "d", ("spikes", "spike_share", "frauds"), (("2s", "0s"), ("6s", "0s"), ("4s", "2s"))),
+            ("card", "d", ("since_first_fraud", "since_last_fraud"), (("4s", "0s"), ("6s", "2s"))),
+            ("merchant", "a", ("since_first_fraud", "since_last_fraud", "last_known", "frauds"), (("3s", "1s"), ("2s", "2s"))),
             ("card", "b", ("count", "distinct"), (("3s", "0s"), ("9s", "0s"), ("3s", "3s"))),
             ("card", "c", ("fraud_rate", "mean"), (("4s", "0s"), ("4s", "4s"))),
             ("merchant", "a", ("fraud_rate", "count"), (("2s", "0s"), ("1s", "3s"), ("3s", "1s"))),
@@ -101,7 +108,12 @@ def tiny_spec() -> Spec:
     return parse_spec("\n".join(rows), "tiny.toml")
 
 
-SPECS = {"tiny": tiny_spec(), "cards": load_spec("cards"), "handbook": load_spec("handbook")}
+SPECS = {
+    "tiny": tiny_spec(),
+    "cards": load_spec("cards"),
+    "handbook": load_spec("handbook"),
+    "handbook40": load_spec("handbook40"),
+}
 PLANS = {name: compile_plan(spec) for name, spec in SPECS.items()}
 
 
@@ -128,6 +140,7 @@ class History:
 
     seen: list[Transaction] = field(default_factory=list)
     kept: dict[str, list[Transaction]] = field(default_factory=dict)  # by ring: the events that it had a tile for
+    spikes: set[str] = field(default_factory=set)  # event ids of those whose amounts were spikes when they came
     frauds: dict[str, list[int]] = field(default_factory=dict)  # by ring: a ts for each fraud that stands
     late_dropped: int = 0
     lsn: int = 0
@@ -147,7 +160,11 @@ class Seen:
     """What a window holds: the transactions of its tiles that the ring still has, and their frauds."""
 
     txs: list[Transaction]
-    frauds: int
+    fraud_times: list[int]
+
+    @property
+    def frauds(self) -> int:
+        return len(self.fraud_times)
 
 
 class Oracle:
@@ -184,6 +201,10 @@ class Oracle:
             if entity is None:
                 continue
             history = self.histories.setdefault((kind.name, entity), History())
+            if kind.spike_over is not None and history.seen:
+                mean = sum(base_amount(t, self.spec) for t in history.seen) // len(history.seen)
+                if base_amount(tx, self.spec) > kind.spike_over * mean:
+                    history.spikes.add(tx.event_id)
             history.seen.append(tx)
             history.lsn = lsn
             for ring in kind.ring:
@@ -218,7 +239,7 @@ class Oracle:
             return skip <= at // width - ts // width < skip + tiles and self.has_tile(history, ring, ts)
 
         txs = [tx for tx in history.kept.get(ring.name, []) if inside(tx.ts)]
-        return Seen(txs, sum(inside(ts) for ts in history.frauds.get(ring.name, [])))
+        return Seen(txs, [ts for ts in history.frauds.get(ring.name, []) if inside(ts)])
 
     def bitmap(self, ring: Ring, txs: Iterable[Transaction]) -> int:
         """64 bits: one for each value's hash."""
@@ -264,6 +285,8 @@ class Oracle:
         if f.op == "distinct":
             free = 64 - self.bitmap(ring, seen.txs).bit_count()
             return -64 * math.log(max(free, 0.5) / 64)
+        tiles_of_frauds = [ts // width for ts in seen.fraud_times]
+        spikes = sum(t.event_id in history.spikes for t in seen.txs)
         amounts, amount = [base_amount(t, self.spec) for t in seen.txs], base_amount(tx, self.spec)
         mean = sum(amounts) / len(amounts) if amounts else 0.0
         n = max(len(amounts), 1)
@@ -272,7 +295,11 @@ class Oracle:
             "count": len(amounts), "sum": sum(amounts), "mean": mean, "max": max(amounts, default=0),
             "std": math.sqrt(variance), "ratio": amount / mean if mean else 0.0,
             "zscore": (amount - mean) / math.sqrt(variance) if variance else 0.0,
-            "fraud_rate": seen.frauds / len(amounts) if amounts else 0.0,
+            "fraud_rate": seen.frauds / len(amounts) if amounts else 0.0, "frauds": seen.frauds, "spikes": spikes,
+            "spike_share": spikes / len(amounts) if amounts else 0.0,
+            "since_first_fraud": (tx.ts - min(tiles_of_frauds) * width) / 1000 if tiles_of_frauds else -1.0,
+            "since_last_fraud": (tx.ts - max(tiles_of_frauds) * width) / 1000 if tiles_of_frauds else -1.0,
+            "last_known": float(bool(seen.txs) and max(t.ts // width for t in seen.txs) == max(tiles_of_frauds, default=-1)),
         }  # fmt: skip
         return answers[f.op]
 
@@ -356,10 +383,17 @@ def check_profile(oracle: Oracle, kind: KindPlan, history: History, profile: byt
             by_code = [
                 len(amounts), seen.frauds, sum(amounts), max(amounts, default=0),
                 sum(s >> 32 for s in squares), sum(s & 0xFFFFFFFF for s in squares),
-                oracle.bitmap(ring, seen.txs) if ring.of else 0,
+                oracle.bitmap(ring, seen.txs) if ring.of else 0, sum(tx.event_id in history.spikes for tx in seen.txs),
+                *edges(seen, window.field.code, planned.tile_ms),
             ]  # fmt: skip
             value = int(words[window.word])
             assert (value % 2**64 if window.code == DISTINCT else value) == by_code[window.code], (ring.name, window)
+
+
+def edges(seen: Seen, field_code: int, tile_ms: int) -> tuple[int, int]:
+    """1 + the start of the oldest and of the newest tile with an event (code 0) or a fraud; 0 for none."""
+    tiles = {ts // tile_ms for ts in (seen.fraud_times if field_code else [tx.ts for tx in seen.txs])}
+    return (min(tiles) * tile_ms + 1, max(tiles) * tile_ms + 1) if tiles else (0, 0)
 
 
 def check_vector(spec: Spec, expected: Sequence[float], vector: np.ndarray, largest: float) -> None:
@@ -372,7 +406,8 @@ def check_vector(spec: Spec, expected: Sequence[float], vector: np.ndarray, larg
 
 
 @pytest.mark.parametrize(
-    ("name", "scale_ms"), [("tiny", 1000), ("cards", 600_000), ("cards", 43_200_000), ("handbook", 10_800_000)]
+    ("name", "scale_ms"),
+    [("tiny", 1000), ("cards", 600_000), ("cards", 43_200_000), ("handbook", 10_800_000), ("handbook40", 3_600_000)],
 )
 def test_windows_any_history_equal_their_definition(name: str, scale_ms: int) -> None:
     """Whatever the stream and however it is cut into batches, profiles and vectors are what an event list gives."""

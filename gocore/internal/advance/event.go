@@ -130,6 +130,9 @@ func apply(kind *plan.Kind, p []int64, event *Event, last int64, state []int64) 
 	}
 	header := p[:kind.HeaderWords]
 	header[plan.WLSN], header[plan.WLastSeen] = event.LSN, event.Columns[plan.TS]
+	if kind.Spike.Thousandths != 0 {
+		event.adds[plan.Spikes] = spike(kind, header, event.Columns[plan.Amount])
+	}
 	words, codes := header[kind.StateWord:], kind.Adds
 	state, codes = state[:len(words)], codes[:len(words)]
 	for i := range words {
@@ -148,6 +151,15 @@ func apply(kind *plan.Kind, p []int64, event *Event, last int64, state []int64) 
 		}
 	}
 	remember(kind, header, event.Columns)
+}
+
+// spike is 1 if the amount is a spike for the profile as it stands before the event, else 0.
+func spike(kind *plan.Kind, header []int64, amount int64) int64 {
+	s := &kind.Spike
+	if s.Thousandths == 0 || header[s.CountWord] <= 0 || amount*1000 <= s.Thousandths*(header[s.SumWord]/header[s.CountWord]) {
+		return 0
+	}
+	return 1
 }
 
 // bitOf is the bitmap word with the bit of value set; nothing for an absent value.

@@ -8,14 +8,14 @@ import (
 )
 
 // values is what an event or label adds to a ring, by field code.
-type values [plan.Distinct + 1]int64
+type values [plan.Spikes + 1]int64
 
 // eventValues: the square is kept as high and low 32-bit parts, each summed on its own: no carries, so adding and merging
 // are plain sums.
-func eventValues(columns *[plan.Columns]int64, of int) values {
+func eventValues(columns *[plan.Columns]int64, of int, spike int64) values {
 	amount := columns[plan.Amount]
 	high, low := square(amount)
-	v := values{plan.Count: 1, plan.Sum: amount, plan.Max: amount, plan.SquaresHigh: high, plan.SquaresLow: low}
+	v := values{plan.Count: 1, plan.Sum: amount, plan.Max: amount, plan.SquaresHigh: high, plan.SquaresLow: low, plan.Spikes: spike}
 	if of >= 0 {
 		v[plan.Distinct] = bitOf(columns[of])
 	}
@@ -33,9 +33,10 @@ func square(amount int64) (high, low int64) {
 func applyLate(kind *plan.Kind, p []int64, event *Event, last int64, late []int64) {
 	header := p[:kind.HeaderWords]
 	header[plan.WFirstSeen] = min(header[plan.WFirstSeen], event.Columns[plan.TS])
+	spikes := spike(kind, header, event.Columns[plan.Amount]) // before a ring changes what it is judged by
 	for i := range kind.Rings {
 		ring := &kind.Rings[i]
-		v := eventValues(event.Columns, ring.Of)
+		v := eventValues(event.Columns, ring.Of, spikes)
 		if !addToTile(ring, p, event.Columns[plan.TS], last, &v) {
 			late[i]++
 			header[plan.WLateDropped]++
@@ -57,7 +58,11 @@ func addToTile(ring *plan.Ring, p []int64, ts, last int64, v *values) bool {
 	}
 	for i := range ring.Windows {
 		w := &ring.Windows[i]
-		if age >= int64(w.Skip) && age < int64(w.Skip+w.Tiles) {
+		switch {
+		case age < int64(w.Skip) || age >= int64(w.Skip+w.Tiles):
+		case w.IsEdge():
+			p[w.Word] = rings.Value(ring, w, p, open, open)
+		default:
 			p[w.Word] = rings.Combine(w.Code, p[w.Word], v[w.Code])
 		}
 	}

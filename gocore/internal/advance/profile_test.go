@@ -228,7 +228,7 @@ func merged(kind *plan.Kind, left, right []int64) []int64 {
 
 func TestMerge_RandomProfiles_CommutesAssociatesAndAdvances(t *testing.T) {
 	rng := plantest.Seeded(t)
-	for _, name := range []string{"cards", "handbook"} {
+	for _, name := range []string{"cards", "handbook", "handbook40"} {
 		p := plantest.Load(t, name)
 		for round := range 60 {
 			k := round % len(p.Kinds)

@@ -25,7 +25,7 @@ const (
 // FuzzParse: whatever the bytes, Parse refuses them with ErrPlan, or gives a plan that runs without a panic. Nearly every
 // change breaks a kind's layout number, so that one is put right before the bytes are tried again.
 func FuzzParse(f *testing.F) {
-	for _, name := range []string{"cards", "handbook"} {
+	for _, name := range []string{"cards", "handbook", "handbook40"} {
 		f.Add(plantest.Bytes(f, name))
 	}
 	f.Add([]byte("WEIRPLN1"))
@@ -124,7 +124,7 @@ func run(t *testing.T, p *plan.Plan) {
 
 // TestParse_EveryByteFlipped_RefusedOrRuns: what a single damaged byte leaves is refused or harmless.
 func TestParse_EveryByteFlipped_RefusedOrRuns(t *testing.T) {
-	for _, name := range []string{"cards", "handbook"} {
+	for _, name := range []string{"cards", "handbook", "handbook40"} {
 		good := plantest.Bytes(t, name)
 		for at := range good {
 			data := slices.Clone(good)

@@ -16,6 +16,7 @@ var ErrPlan = errors.New("not a usable plan")
 // Bounds on what a plan may ask for; the spec's own are tighter (features/spec.py).
 const (
 	magic     = "WEIRPLN1"
+	magic2    = "WEIRPLN2"
 	lineBytes = 64
 	sizeMax   = 1 << 26 // bytes of a profile
 	tilesMax  = 16_384  // of a ring
@@ -23,6 +24,7 @@ const (
 	textMax   = 256     // bytes of a name
 	tileMSMax = 366 * 86_400_000
 	rateMax   = 10_000_000
+	spikeMax  = 100_000 // thousandths of the mean; times the largest amount it still fits a word
 	rawMax    = 1 << 16 // words of the raw input of one event; an arena holds 16 of them
 )
 
@@ -39,8 +41,9 @@ func Parse(data []byte) (p *Plan, err error) {
 		}
 	}()
 	r := &reader{data: data}
-	if got := r.bytes(len(magic), "magic"); string(got) != magic {
-		r.fail("it begins with %q, not with %q", got, magic)
+	got := string(r.bytes(len(magic), "magic"))
+	if r.second = got == magic2; !r.second && got != magic {
+		r.fail("it begins with %q, not with %q or %q", got, magic, magic2)
 	}
 	if n := r.u32(); n != Columns {
 		r.fail("it has %d event columns, this program knows %d", n, Columns)
@@ -73,8 +76,17 @@ func Parse(data []byte) (p *Plan, err error) {
 type fault string
 
 type reader struct {
-	data []byte
-	at   int
+	data   []byte
+	at     int
+	second bool // version 2
+}
+
+// codeMax is the last code of a ring field that the plan's version knows.
+func (r *reader) codeMax() int {
+	if r.second {
+		return Spikes
+	}
+	return Distinct
 }
 
 func (r *reader) fail(format string, args ...any) {
@@ -142,19 +154,59 @@ func (r *reader) kind(p *Plan, number int) Kind {
 		k.Rings = append(k.Rings, r.ring(p, &k, n))
 		p.Rings++
 	}
-	r.checkLayout(&k, start, head)
+	end, plain := r.at, true
+	if r.second {
+		plain = !r.extension(&k) && !slices.ContainsFunc(k.Rings, func(ring Ring) bool { return ring.TileMS == EverMS })
+	}
+	own := r.data[start:r.at]
+	if plain {
+		own = r.data[start:end]
+	}
+	r.checkLayout(&k, own, head-start)
 	if !slices.Contains(ColumnNames[CardID:Lat], k.IDField) {
 		r.fail("%s: %q is not a field that names an entity", k.Name, k.IDField)
 	}
 	return k
 }
 
+// extension reads what version 2 adds to a kind, and tells whether it says anything.
+func (r *reader) extension(k *Kind) bool {
+	k.Spike.Thousandths = r.i64()
+	k.Spike.CountWord, k.Spike.SumWord = r.i32(), r.i32()
+	if spike := k.Spike; spike != (Spike{}) {
+		for _, word := range []int{spike.CountWord, spike.SumWord} {
+			if word < k.StateWord || word >= k.HeaderWords || spike.Thousandths < 1 || spike.Thousandths > spikeMax {
+				r.fail("%s: spikes over %d thousandths of words %d and %d", k.Name, spike.Thousandths, spike.CountWord, spike.SumWord)
+			}
+		}
+	}
+	nEdges := r.count(0, k.Name+"'s edges")
+	for range nEdges {
+		if len(k.Rings) == 0 {
+			r.fail("%s: an edge of no ring", k.Name)
+		}
+		ring := &k.Rings[r.within(0, len(k.Rings)-1, k.Name+": an edge's ring")]
+		where := k.Name + "." + ring.Name
+		w := Window{Code: r.within(Oldest, Newest, where+": an edge's code")}
+		code := r.within(0, nCodes-1, where+": an edge's field")
+		w.Skip = r.within(0, ring.Tiles-1, where+": an edge's skip")
+		w.Tiles = r.within(1, ring.Tiles-w.Skip, where+": an edge's tiles")
+		w.Word = r.within(k.StateWord, k.HeaderWords-1, where+": an edge's word")
+		w.Field = slices.IndexFunc(ring.Fields, func(f Field) bool { return f.Code == code })
+		if w.Field < 0 || (code != Frauds && (code != Count || w.Skip == 0)) || ring.TileMS == EverMS {
+			r.fail("%s: an edge of field %d, skipping %d tiles, cannot be kept", where, code, w.Skip)
+		}
+		ring.Windows = append(ring.Windows, w)
+	}
+	return k.Spike != (Spike{}) || nEdges > 0
+}
+
 // checkLayout recomputes the layout number: the first 8 bytes of the sha256 of the kind's own bytes without
 // raw start (the fourth number of its head) and layout itself (after the sixth).
-func (r *reader) checkLayout(k *Kind, start, head int) {
-	own := slices.Clone(r.data[start:r.at])
-	clear(own[head-start+12 : head-start+16])
-	clear(own[head-start+24 : head-start+32])
+func (r *reader) checkLayout(k *Kind, bytes []byte, head int) {
+	own := slices.Clone(bytes)
+	clear(own[head+12 : head+16])
+	clear(own[head+24 : head+32])
 	sum := sha256.Sum256(own)
 	if want := int64(binary.LittleEndian.Uint64(sum[:8]) >> 1); k.Layout != want {
 		r.fail("%s: layout is %016x, its bytes give %016x", k.Name, k.Layout, want)
@@ -172,7 +224,7 @@ func (r *reader) remembered(k *Kind) Remembered {
 
 // block reads one that begins at the first free word or later.
 func (r *reader) block(k *Kind, free int) Block {
-	b := Block{Code: r.within(0, nCodes-1, k.Name+": a block's code"), Of: r.within(-1, Columns-1, k.Name+": a block's column")}
+	b := Block{Code: r.within(0, r.codeMax(), k.Name+": a block's code"), Of: r.within(-1, Columns-1, k.Name+": a block's column")}
 	b.Start = r.within(free, k.HeaderWords-1, k.Name+": a block's start")
 	b.Stop = r.within(b.Start+1, k.HeaderWords, k.Name+": a block's stop")
 	if b.Code == Frauds || (b.Code == Distinct) != (b.Of >= 0) {
@@ -184,10 +236,13 @@ func (r *reader) block(k *Kind, free int) Block {
 func (r *reader) ring(p *Plan, k *Kind, number int) Ring {
 	ring := Ring{Name: r.text("the name of a ring of " + k.Name), Number: number, TileMS: r.i64()}
 	where := k.Name + "." + ring.Name
-	if ring.TileMS < 1 || ring.TileMS > tileMSMax {
+	if isEver := r.second && ring.TileMS == EverMS; ring.TileMS < 1 || (ring.TileMS > tileMSMax && !isEver) {
 		r.fail("%s: a tile of %d ms is not within 1 to %d", where, ring.TileMS, int64(tileMSMax))
 	}
 	ring.Tiles = r.within(1, tilesMax, where+": tiles")
+	if ring.TileMS == EverMS && ring.Tiles != 1 {
+		r.fail("%s: %d tiles that never close", where, ring.Tiles)
+	}
 	ring.Of = r.within(-1, Columns-1, where+": column")
 	nFields, nWindows := r.within(1, nCodes, where+": the number of fields"), r.count(0, where+"'s windows")
 	for range nFields {
@@ -201,14 +256,16 @@ func (r *reader) ring(p *Plan, k *Kind, number int) Ring {
 		ring.Width = len(p.Widths)
 		p.Widths = append(p.Widths, ring.TileMS)
 	}
-	p.LongestMS = max(p.LongestMS, ring.TileMS*int64(ring.Tiles))
+	if ring.TileMS != EverMS {
+		p.LongestMS = max(p.LongestMS, ring.TileMS*int64(ring.Tiles))
+	}
 	k.KeepsFrauds = k.KeepsFrauds || ring.FraudsField() != nil
 	return ring
 }
 
 func (r *reader) field(k *Kind, ring *Ring, where string) Field {
-	f := Field{Code: r.within(0, nCodes-1, where+": a field's code")}
-	f.Narrow = f.Code == Count || f.Code == Frauds
+	f := Field{Code: r.within(0, r.codeMax(), where+": a field's code")}
+	f.Narrow = f.Code == Count || f.Code == Frauds || f.Code == Spikes
 	f.Open = r.within(k.StateWord, k.HeaderWords-1, where+": an open word")
 	width := 8
 	if f.Narrow {
@@ -225,7 +282,7 @@ func (r *reader) field(k *Kind, ring *Ring, where string) Field {
 }
 
 func (r *reader) window(k *Kind, ring *Ring, where string) Window {
-	w := Window{Code: r.within(0, nCodes-1, where+": a window's code")}
+	w := Window{Code: r.within(0, r.codeMax(), where+": a window's code")}
 	w.Skip = r.within(0, ring.Tiles-1, where+": a window's skip")
 	w.Tiles = r.within(1, ring.Tiles-w.Skip, where+": a window's tiles")
 	w.Word = r.within(k.StateWord, k.HeaderWords-1, where+": a window's word")
@@ -238,7 +295,11 @@ func (r *reader) window(k *Kind, ring *Ring, where string) Window {
 
 func (r *reader) feature(p *Plan) Feature {
 	f := Feature{Name: r.text("the name of a feature")}
-	f.Op = Op(r.within(0, int(nOps)-1, f.Name+": op"))
+	last := OpPresent
+	if r.second {
+		last = nOps - 1
+	}
+	f.Op = Op(r.within(0, int(last), f.Name+": op"))
 	f.Log1p = r.within(0, 1, f.Name+": log1p") == 1
 	f.Scale = math.Float64frombits(uint64(r.i64()))
 	if math.IsNaN(f.Scale) || math.IsInf(f.Scale, 0) {

@@ -139,7 +139,7 @@ var refused = []struct {
 	{"window word before the state", func(p *plan.Plan) { p.Kinds[0].Rings[0].Windows[0].Word = 8 }, "window's word is 8"},
 	{"window word past the header", func(p *plan.Plan) { p.Kinds[0].Rings[0].Windows[0].Word = p.Kinds[0].HeaderWords }, "window's word"},
 	{"feature without a name", func(p *plan.Plan) { p.Features[0].Name = "" }, "0 bytes"},
-	{"op unknown", func(p *plan.Plan) { p.Features[0].Op = 19 }, "op is 19"},
+	{"op unknown", func(p *plan.Plan) { p.Features[0].Op = 25 }, "op is 25"},
 	{"op negative", func(p *plan.Plan) { p.Features[0].Op = -1 }, "op is -1"},
 	{"scale no number", func(p *plan.Plan) { p.Features[0].Scale = math.NaN() }, "not finite"},
 	{"scale infinite", func(p *plan.Plan) { p.Features[0].Scale = math.Inf(-1) }, "not finite"},
@@ -168,6 +168,49 @@ func TestParse_WrongValue_ErrPlanNamesIt(t *testing.T) {
 	}
 }
 
+var refused2 = []struct {
+	name   string
+	change func(p *plan.Plan)
+	named  string
+}{
+	{"spikes over nothing", func(p *plan.Plan) { p.Kinds[0].Spike.Thousandths = 0 }, "spikes over 0"},
+	{"spikes over too much", func(p *plan.Plan) { p.Kinds[0].Spike.Thousandths = 100_001 }, "spikes over 100001"},
+	{"spikes of a word before the state", func(p *plan.Plan) { p.Kinds[0].Spike.CountWord = 7 }, "words 7 and"},
+	{"spikes of a word past the header", func(p *plan.Plan) { p.Kinds[0].Spike.SumWord = p.Kinds[0].HeaderWords }, "words"},
+	{"tiles that never close", func(p *plan.Plan) { p.Kinds[0].Rings[3].Tiles = 2 }, "2 tiles that never close"},
+	{"edge code unknown", func(p *plan.Plan) { edgeOf(p).Code = 10 }, "edge's code is 10"},
+	{"edge of the sum", func(p *plan.Plan) { edgeOf(p).Field = 2 }, "edge of field 2"},
+	{"edge of nothing", func(p *plan.Plan) { edgeOf(p).Field = -1 }, "edge's field is -1"},
+	{"edge past the ring", func(p *plan.Plan) { edgeOf(p).Skip = 149 }, "edge's skip is 149"},
+	{"edge longer than the ring", func(p *plan.Plan) { edgeOf(p).Tiles = 150 }, "edge's tiles is 150"},
+	{"edge word before the state", func(p *plan.Plan) { edgeOf(p).Word = 7 }, "edge's word is 7"},
+	{"edge of counts that includes the open tile", func(p *plan.Plan) { edgeOf(p).Field, edgeOf(p).Skip = 0, 0 }, "edge of field 0"},
+	{"op unknown", func(p *plan.Plan) { p.Features[0].Op = 25 }, "op is 25"},
+	{"field unknown", func(p *plan.Plan) { p.Kinds[0].Rings[0].Fields[0].Code = 8 }, "field's code is 8"},
+}
+
+// edgeOf is the first edge of the merchants' ring.
+func edgeOf(p *plan.Plan) *plan.Window {
+	windows := p.Kinds[1].Rings[0].Windows
+	return &windows[slices.IndexFunc(windows, func(w plan.Window) bool { return w.IsEdge() })]
+}
+
+func TestParse_WrongValueOfVersion2_ErrPlanNamesIt(t *testing.T) {
+	for _, c := range refused2 {
+		t.Run(c.name, func(t *testing.T) {
+			p := parsed(t, plantest.Bytes(t, "handbook40"))
+			c.change(p)
+			found, err := plan.Parse(encode(p))
+			if !errors.Is(err, plan.ErrPlan) || found != nil {
+				t.Fatalf("plan %v, error %v; want no plan and ErrPlan", found != nil, err)
+			}
+			if !strings.Contains(err.Error(), c.named) {
+				t.Errorf("%q does not name %q", err, c.named)
+			}
+		})
+	}
+}
+
 func TestParse_WrongBytes_ErrPlanNamesThem(t *testing.T) {
 	data := plantest.Bytes(t, "cards")
 	p := parsed(t, data)
@@ -179,7 +222,8 @@ func TestParse_WrongBytes_ErrPlanNamesThem(t *testing.T) {
 		named string
 	}{
 		"nothing":             {nil, "magic"},
-		"another magic":       {changed(7, '2'), "WEIRPLN2"},
+		"another magic":       {changed(7, '3'), "WEIRPLN3"},
+		"version 2's bytes":   {changed(7, '2'), "spikes over"},
 		"another column more": {changed(8, 12), "12 event columns"},
 		"kinds unbelievable":  {changed(12, 0xFF, 0xFF, 0xFF, 0x7F), "kinds is 2147483647"},
 		"kinds negative":      {changed(12, 0xFF, 0xFF, 0xFF, 0xFF), "kinds is -1"},

@@ -38,8 +38,19 @@ const (
 	SquaresHigh
 	SquaresLow
 	Distinct
+	Spikes
 	nCodes
 )
+
+// Windows that say where a field's values are instead of joining them: 1 + the start (ms) of the oldest or newest tile that is
+// not 0; 0 for none.
+const (
+	Oldest = 8
+	Newest = 9
+)
+
+// EverMS is the width of a tile that never closes.
+const EverMS = 1 << 62
 
 // Header words of every profile.
 const (
@@ -88,6 +99,12 @@ const (
 	OpSpeedKmh
 	OpFraudRate
 	OpPresent
+	OpFrauds // from here on of version 2
+	OpSpikes
+	OpSpikeShare
+	OpSinceFirstFraud
+	OpSinceLastFraud
+	OpLastKnown
 	nOps
 )
 
@@ -95,6 +112,7 @@ const (
 var operands = [nOps]int{
 	OpValue: 1, OpCount: 1, OpSum: 1, OpMax: 1, OpPresent: 3, OpMean: 2, OpStd: 4, OpRatio: 2, OpZscore: 4,
 	OpDistinct: 1, OpSinceLast: 3, OpAge: 3, OpChanged: 2, OpSpeedKmh: 3, OpFraudRate: 2,
+	OpFrauds: 1, OpSpikes: 1, OpSpikeShare: 2, OpSinceFirstFraud: 1, OpSinceLastFraud: 1, OpLastKnown: 2,
 }
 
 // Plan is a compiled spec.
@@ -134,6 +152,14 @@ type Kind struct {
 	Adds        []uint8 // from Blocks: for each word from StateWord on, whose value an event in the open tile adds: a field's code, Frauds for none
 	Joins       []Block // those of Blocks that do not add: Max and Distinct
 	Rings       []Ring
+	Spike       Spike
+}
+
+// Spike says which amounts are spikes: those with amount * 1000 > Thousandths * (sum div count), of header words before the event,
+// while count is above 0. Thousandths 0: none.
+type Spike struct {
+	Thousandths        int64
+	CountWord, SumWord int
 }
 
 // Words is the size of a profile in words.
@@ -195,11 +221,15 @@ type Field struct {
 	Narrow            bool // cells of 4 bytes
 }
 
-// Window is the running value of one field over tiles of age Skip to Skip + Tiles - 1 (0 = the open tile).
+// Window is the running value of one field over tiles of age Skip to Skip + Tiles - 1 (0 = the open tile). Code is the field's, or
+// Oldest or Newest.
 type Window struct {
 	Code, Skip, Tiles, Word int
 	Field                   int // place in the ring's Fields
 }
+
+// IsEdge is true for Oldest and Newest.
+func (w *Window) IsEdge() bool { return w.Code >= Oldest }
 
 // Feature is one number of the vector.
 type Feature struct {

@@ -24,7 +24,7 @@ func Move(ring *plan.Ring, p []int64, old, now int64) {
 	}
 	for i := range ring.Windows {
 		w := &ring.Windows[i]
-		p[w.Word] = slide(w, cellsOf(ring, &ring.Fields[w.Field], p), p[w.Word], old, now)
+		p[w.Word] = slide(w, cellsOf(ring, &ring.Fields[w.Field], p), p[w.Word], old, now, ring.TileMS)
 	}
 	for i := range ring.Fields {
 		f := &ring.Fields[i]
@@ -39,13 +39,15 @@ func Move(ring *plan.Ring, p []int64, old, now int64) {
 }
 
 // slide gives the value of w as of tile now from its value as of tile old; cells hold the tiles up to old, old included.
-func slide(w *plan.Window, cells cells, value, old, now int64) int64 {
+func slide(w *plan.Window, cells cells, value, old, now, tileMS int64) int64 {
 	skip, tiles := int64(w.Skip), int64(w.Tiles)
 	oldLow, oldHigh := old-skip-tiles+1, old-skip
 	newLow, newHigh := now-skip-tiles+1, min(now-skip, old) // what is newer than old is empty
 	switch {
 	case newLow > newHigh:
 		return 0
+	case w.IsEdge():
+		return slideEdge(w, cells, value, oldHigh, newLow, newHigh, tileMS)
 	case w.Code == plan.Distinct:
 		return cells.union(newLow, newHigh)
 	case w.Code == plan.Max:
@@ -68,6 +70,9 @@ func Value(ring *plan.Ring, w *plan.Window, p []int64, at, open int64) int64 {
 	}
 	field := &ring.Fields[w.Field]
 	cells := cellsOf(ring, field, p)
+	if w.IsEdge() {
+		return edge(w, cells, low, high, open, p[field.Open], ring.TileMS)
+	}
 	var value int64
 	switch w.Code {
 	case plan.Distinct:

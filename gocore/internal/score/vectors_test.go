@@ -111,7 +111,7 @@ func (v *vectors) feed(t *testing.T, arena *Arena, model *ort.Model, rows int, f
 }
 
 func TestRun_SharedVectors_EqualNumpys(t *testing.T) {
-	for _, name := range []string{"cards", "handbook"} {
+	for _, name := range []string{"cards", "handbook", "handbook40"} {
 		for _, rows := range []int{1, 13, 64} {
 			t.Run(fmt.Sprintf("%s/rows=%d", name, rows), func(t *testing.T) {
 				p, v := plantest.Load(t, name), loadVectors(t, name)
@@ -181,7 +181,7 @@ func place(x float32) int64 {
 }
 
 func TestRun_SharedVectors_ScoresEqualNumpys(t *testing.T) {
-	for _, name := range []string{"cards", "handbook"} {
+	for _, name := range []string{"cards", "handbook", "handbook40"} {
 		t.Run(name, func(t *testing.T) {
 			p, v := plantest.Load(t, name), loadVectors(t, name)
 			model := scoringModel(t, p, name)

@@ -122,7 +122,7 @@ func (b *Builder) counts(raw []int64, target []float32) bool {
 func (b *Builder) values(f *plan.Feature, raw []int64, column []float64) {
 	o, w := f.Operands, b.rawWords
 	switch f.Op {
-	case plan.OpValue, plan.OpCount, plan.OpSum, plan.OpMax, plan.OpPresent:
+	case plan.OpValue, plan.OpCount, plan.OpSum, plan.OpMax, plan.OpPresent, plan.OpFrauds, plan.OpSpikes:
 		for i := range column {
 			column[i] = float64(raw[i*w+o[0]])
 		}
@@ -136,7 +136,7 @@ func (b *Builder) values(f *plan.Feature, raw []int64, column []float64) {
 			}
 			column[i] = value
 		}
-	case plan.OpMean, plan.OpFraudRate:
+	case plan.OpMean, plan.OpFraudRate, plan.OpSpikeShare:
 		for i := range column {
 			column[i] = mean(raw[i*w:], o)
 		}
@@ -169,6 +169,15 @@ func (b *Builder) values(f *plan.Feature, raw []int64, column []float64) {
 	case plan.OpSpeedKmh:
 		for i := range column {
 			column[i] = speedKmh(raw[i*w:(i+1)*w], o)
+		}
+	case plan.OpSinceFirstFraud, plan.OpSinceLastFraud:
+		for i := range column {
+			column[i] = sinceTile(raw[i*w+plan.TS], raw[i*w+o[0]])
+		}
+	case plan.OpLastKnown:
+		for i := range column {
+			events, frauds := raw[i*w+o[0]], raw[i*w+o[1]]
+			column[i] = truth(events > 0 && events == frauds)
 		}
 	default:
 		panic("an operator that Parse does not know")
@@ -212,6 +221,14 @@ func mean(r []int64, operands []int) float64 {
 func std(r []int64, operands []int, mean float64) float64 {
 	squares := float64(float64(r[operands[2]])*squaresPerHigh) + float64(r[operands[3]])
 	return math.Sqrt(math.Max(divide(squares, float64(r[operands[0]]))-float64(mean*mean), 0))
+}
+
+// sinceTile is seconds since the start of a tile that is given as 1 + its ms, -1 for none.
+func sinceTile(ts, start int64) float64 {
+	if start <= 0 {
+		return -1
+	}
+	return float64(ts-(start-1)) / 1000
 }
 
 // sinceLast is seconds since the entity's last event: 0 for a late one, -1 for the first.

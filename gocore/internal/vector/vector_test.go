@@ -229,7 +229,7 @@ func rawRows(rng *rand.Rand, p *plan.Plan, n int) []int64 {
 }
 
 func TestBuild_ManyRows_EqualOneAtATime(t *testing.T) {
-	for _, name := range []string{"cards", "handbook"} {
+	for _, name := range []string{"cards", "handbook", "handbook40"} {
 		p := plantest.Load(t, name)
 		b, width := NewBuilder(p), len(p.Features)
 		for _, n := range []int{1, chunkRows - 1, chunkRows, chunkRows + 1, 3*chunkRows + 5} {
