@@ -26,6 +26,8 @@ from models.card import ModelCard
 from models.dataset import Dataset, DatasetError, convert_amounts, parse_time_ms, read_dataset
 from models.evaluate import evaluate_model, evaluate_scores
 from models.metrics import Quality
+from models.published import TRAINING_WEEKS, Published, evaluate_published, read_scores, score_by_models
+from models.published_table import published_table
 from models.scorer import ModelError
 
 DAY_MS = 86_400_000
@@ -107,14 +109,17 @@ def train(
     out: Annotated[Path, typer.Option(help="directory for model.onnx and card.json")],
     spec: SpecOption = "cards",
     seed: Annotated[int, typer.Option(min=0)] = 1,
+    estimator: Annotated[str, typer.Option(help="network, boosting or forest")] = "network",
     from_: FromOption = None,
     to: ToOption = None,
     warm_up_days: WarmUpOption = None,
     columns: ColumnsOption = None,
 ) -> None:
-    """Train the network on [--from, --to), test it on the week that follows the label delay, write the artifact."""
+    """Train a model on [--from, --to), test it on the week that follows the label delay, write the artifact."""
     with _one_line_errors():
         training = _training_module()
+        if estimator not in training.SHORT_NAMES:
+            raise CommandError(f"--estimator: {estimator!r} is none of {', '.join(training.SHORT_NAMES)}")
         if out.exists() and not out.is_dir():
             raise CommandError(f"{out}: is not a directory")
         loaded, plan = _load(spec)
@@ -124,51 +129,74 @@ def train(
         dataset = _read(data, loaded, plan, ts_from, end, warm_up_days, columns)
         origin = _origin(data)
         given = {"--from": from_, "--to": to, "--warm-up-days": warm_up_days, "--columns": columns}
+        given["--estimator"] = None if estimator == training.NETWORK else estimator
         command = _train_command(origin, data, out, spec, seed, given)
         note = GENERATED_NOTE.format(spec=spec) if origin else ""
         with _bars() as progress:
-            card = training.train_model(loaded, dataset, out, seed, ts_from, ts_to, command, progress, note)
+            card = training.train_model(loaded, dataset, out, seed, ts_from, ts_to, command, progress, note, estimator)
     _print_card(card, out)
 
 
 def evaluate(
-    scores: Annotated[Path | None, typer.Option(help="file that weir replay --scores wrote")] = None,
+    scores: Annotated[list[Path] | None, typer.Option(help="file that weir replay --scores wrote")] = None,
     spec: SpecOption = "cards",
     data: Annotated[Path | None, typer.Option(help="Parquet file with labelled transactions")] = None,
-    model: Annotated[Path | None, typer.Option(help="directory with model.onnx and card.json")] = None,
+    model: Annotated[list[Path] | None, typer.Option(help="directory with model.onnx and card.json")] = None,
     from_: FromOption = None,
     to: ToOption = None,
     warm_up_days: WarmUpOption = None,
     columns: ColumnsOption = None,
     features: Annotated[Path | None, typer.Option(help="file that weir replay --features wrote")] = None,
     reference: Annotated[Path | None, typer.Option(help="published features to compare --features with")] = None,
+    published: Annotated[
+        bool,
+        typer.Option("--published", help="by the Fraud Detection Handbook's protocol: --data and several --scores or --model"),
+    ] = False,
     json_out: Annotated[Path | None, typer.Option("--json", help="write the figures as JSON")] = None,
 ) -> None:
     """Print AUC, average precision and card precision at 100 of a file of scores, or of a model on a file;
     or how far --features are from a published --reference, value by value."""
     with _one_line_errors():
+        scores, model = scores or None, model or None
         asked = (scores is not None, data is not None, model is not None, features is not None, reference is not None)
         table: Table
-        found: Quality | Agreement
-        if features is not None and reference is not None and sum(asked) == 2:
+        found: Quality | Agreement | Published
+        if published:
+            found = _published(spec, data, scores or [], model or [], features is not None or reference is not None)
+            table = published_table(found)
+        elif features is not None and reference is not None and sum(asked) == 2:
             loaded, plan = _load(spec)
             agreement = compare_features(features, reference, plan, loaded.source)
             found, table = agreement, _agreement_table(f"{features.name} against {reference.name}", agreement)
-        elif scores is not None and sum(asked) == 1:
-            figures = evaluate_scores(scores)
-            found, table = figures, _quality_table(scores.name, figures)
-        elif data is not None and model is not None and sum(asked) == 2:
+        elif scores is not None and sum(asked) == 1 and len(scores) == 1:
+            figures = evaluate_scores(scores[0])
+            found, table = figures, _quality_table(scores[0].name, figures)
+        elif data is not None and model is not None and sum(asked) == 2 and len(model) == 1:
             loaded, plan = _load(spec)
             ts_from, ts_to = _time(from_, "--from"), _time(to, "--to")
             dataset = _read(data, loaded, plan, ts_from, ts_to, warm_up_days, columns)
             with _bars() as progress:
-                figures = evaluate_model(plan, dataset, model, ts_from, progress)
-            found, table = figures, _quality_table(f"{model.name} on {data.name}", figures)
+                figures = evaluate_model(plan, dataset, model[0], ts_from, progress)
+            found, table = figures, _quality_table(f"{model[0].name} on {data.name}", figures)
         else:
             raise CommandError("evaluate needs either --scores, or --data and --model, or --features and --reference")
         if json_out is not None:
             json_out.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     _print(table)
+
+
+def _published(spec: str, data: Path | None, scores: list[Path], models: list[Path], has_others: bool) -> Published:
+    if data is None or bool(scores) == bool(models) or has_others:
+        raise CommandError(
+            "evaluate --published needs --data, and either --scores or --model (each of them may come several times)"
+        )
+    loaded, plan = _load(spec)
+    # Scores need the labels of the protocol's weeks alone, models all the history that fills profiles.
+    dataset = read_dataset(data, loaded.source, parse_time_ms(TRAINING_WEEKS[0]) if scores else None)
+    if scores:
+        return evaluate_published(dataset, read_scores(scores, dataset))
+    with _bars() as progress:
+        return evaluate_published(dataset, score_by_models(plan, dataset, models, progress))
 
 
 @contextmanager

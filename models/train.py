@@ -1,8 +1,9 @@
 """Training: matrix -> fit -> calibrate -> thresholds -> ONNX -> card. Needs the `train` extra (scikit-learn, onnx).
 
-Time decides who may know what. The network is fitted on [from, valid_from), stopped, calibrated and given thresholds on
-[valid_from, to), both with the labels known one label delay after `to`; it is tested on the week after that moment.
-Rows before `from` only warm the profiles up. Deterministic: the same data, seed and machine give the same model file.
+Time decides who may know what. A model is fitted on [from, valid_from), stopped, calibrated and given thresholds on
+[valid_from, to) (trees are then fitted again on all of it), both with the labels known one label delay after `to`; it is tested
+on the week after that moment. Rows before `from` only warm the profiles up. Deterministic: the same data, seed and machine give
+the same model file.
 """
 
 import datetime as dt
@@ -13,28 +14,21 @@ from pathlib import Path
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.neural_network import MLPClassifier
-from sklearn.preprocessing import StandardScaler
 
 from features.plan import Plan, compile_plan
 from features.spec import Spec
 from models.card import CARD_VERSION, ModelCard, Thresholds, save_artifact
 from models.dataset import Dataset, DatasetError
-from models.graph import Network, build_graph, run_graph
+from models.estimators import NETWORK, SHORT_NAMES, Fitted, fit_estimator, infer
 from models.matrix import Progress, build_matrix
-from models.metrics import Quality, average_precision, quality, threshold_at_precision
+from models.metrics import Quality, quality, threshold_at_precision
 from models.portrait import golden_rows, population_of, reference_vector
+from models.rows import Rows, join
 
 DAY_MS = 86_400_000
 TEST_MS = 7 * DAY_MS
 COLD_SHARE = 0.2  # of the stream up to `to`: profiles are still filling, so it is not fitted on by default
 VALID_SHARE = 0.25  # of [from, to)
-HIDDEN = (256, 128)  # with 40 features: 43,521 parameters
-CLIP = 6.0  # standard deviations
-LEGIT_PER_FRAUD = 30  # more legit rows make an epoch longer and the score no better
-EPOCHS_MAX = 60
-PATIENCE = 8  # epochs without a better average precision on validation
 FRAUDS_MIN = 20  # in fit and in validation: below that nothing is learned and no threshold means anything
 DECLINE_PRECISION = 0.8
 REVIEW_SHARE = 0.01
@@ -50,9 +44,6 @@ class TrainError(DatasetError):
     """Data that no model can be trained on; the message says what is missing."""
 
 
-Layers = tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]  # weights (inputs, outputs), biases (outputs,)
-
-
 class Split(msgspec.Struct, frozen=True):
     """Times in ms: fit [fit_from, valid_from), validation [valid_from, to), test [test_from, test_to)."""
 
@@ -61,13 +52,6 @@ class Split(msgspec.Struct, frozen=True):
     to: int
     test_from: int
     test_to: int
-
-
-class Rows(msgspec.Struct, frozen=True):
-    """Vectors float32 (n, n_features) and what was known about their labels at deployment (1 fraud, 0 otherwise)."""
-
-    vectors: NDArray[np.float32]
-    frauds: NDArray[np.int8]
 
 
 def train_model(
@@ -80,10 +64,11 @@ def train_model(
     command: str = "",
     progress: Progress | None = None,
     note: str = "",
+    estimator: str = NETWORK,
 ) -> ModelCard:
     """Train on [ts_from, ts_to) (ms, defaults in plan_split), write model.onnx and card.json to out_dir.
 
-    `command` and `note` go into the card.
+    `estimator` is one of models.estimators.SHORT_NAMES; `command` and `note` go into the card.
 
     Raises TrainError (too short, too few frauds), ModelError (out_dir), InvalidTransaction (a row the engine refuses).
     """
@@ -96,24 +81,23 @@ def train_model(
     vectors = build_matrix(plan, dataset, first, progress)
     fit = _known(dataset, vectors, first, valid, first, split)
     validation = _known(dataset, vectors, valid, end, first, split)
-    network = _fit(fit, validation, seed, progress)
-    model = build_graph(network, {"weir.spec": spec.name, "weir.plan_hash": plan.hash, "weir.seed": str(seed)})
-    valid_risk = run_graph(model, validation.vectors)
-    thresholds = pick_thresholds(valid_risk, validation.frauds)
-    risk = run_graph(model, vectors[test - first : last - first])
+    metadata = {"weir.spec": spec.name, "weir.plan_hash": plan.hash, "weir.seed": str(seed)}
+    fitted = fit_estimator(estimator, fit, validation, seed, metadata, progress)
+    thresholds = pick_thresholds(fitted.validation_risk, validation.frauds)
+    risk = infer(fitted.model, vectors[test - first : last - first])
     cards = dataset.card_ids[test:last]
     figures = _metrics(quality(risk, dataset.labels[test:last], dataset.ts[test:last], cards), risk, thresholds)
-    figures["n_parameters"] = network.n_parameters
-    card = _card(plan, model, thresholds, figures, split, dataset.n_rows, seed, command, note)
+    figures["n_parameters"] = fitted.n_parameters
+    known = join(fit, validation)
+    card = _card(plan, fitted, thresholds, figures, split, dataset.n_rows, seed, command, note)
     card = msgspec.structs.replace(
         card,
-        reference=reference_vector(fit.vectors, fit.frauds),
-        golden=golden_rows(validation.vectors, valid_risk),
-        population=population_of(
-            np.concatenate([fit.vectors, validation.vectors]), np.concatenate([run_graph(model, fit.vectors), valid_risk])
-        ),
+        name=f"{plan.spec_name}-{SHORT_NAMES[estimator]}",
+        reference=reference_vector(known.vectors, known.frauds),
+        golden=golden_rows(validation.vectors, infer(fitted.model, validation.vectors)),
+        population=population_of(known.vectors, infer(fitted.model, known.vectors)),
     )
-    save_artifact(out_dir, model, card)
+    save_artifact(out_dir, fitted.model, card)
     return card
 
 
@@ -159,61 +143,6 @@ def _known(dataset: Dataset, vectors: NDArray[np.float32], start: int, stop: int
     return Rows(vectors[start - offset : stop - offset][usable], frauds[usable].astype(np.int8))
 
 
-def _fit(fit: Rows, validation: Rows, seed: int, progress: Progress | None) -> Network:
-    """Normalise, fit the layers, make their output a probability."""
-    scaler = StandardScaler().fit(fit.vectors)
-    mean, std = scaler.mean_, np.sqrt(scaler.var_)
-    # A feature that never varied says nothing: it must not speak up later with weights that were never trained.
-    inverse_std = np.where(std > 1e-9, 1 / np.maximum(std, 1e-9), 0.0)
-    normal = [np.clip((rows.vectors - mean) * inverse_std, -CLIP, CLIP).astype(np.float32) for rows in (fit, validation)]
-    random = np.random.RandomState(seed)
-    frauds, legit = np.flatnonzero(fit.frauds == 1), np.flatnonzero(fit.frauds == 0)
-    n_legit = min(len(legit), LEGIT_PER_FRAUD * len(frauds))
-    chosen = np.sort(np.concatenate([frauds, random.choice(legit, n_legit, replace=False)]))
-    train = Rows(normal[0][chosen], fit.frauds[chosen])
-    weights, biases = _fit_layers(train, Rows(normal[1], validation.frauds), random, progress)
-    # Undo the subsampling: only a share of the legit rows was seen, so the odds are too high by its inverse.
-    biases[-1] = biases[-1] + np.float32(np.log(n_legit / len(legit)))
-    slope, shift = _platt(_logits((weights, biases), normal[1]), validation.frauds)
-    weights[-1], biases[-1] = weights[-1] * np.float32(slope), biases[-1] * np.float32(slope) + np.float32(shift)
-    return Network(mean.astype(np.float32), inverse_std.astype(np.float32), CLIP, weights, biases)
-
-
-def _fit_layers(train: Rows, validation: Rows, random: np.random.RandomState, progress: Progress | None) -> Layers:
-    """The layers of the epoch with the best average precision on validation; stops PATIENCE epochs after it."""
-    # A RandomState, not a number: partial_fit would shuffle every epoch in the same order.
-    net = MLPClassifier(HIDDEN, alpha=1e-3, batch_size=256, learning_rate_init=5e-4, random_state=random)
-    best: Layers = ([], [])
-    best_ap, best_epoch = -1.0, 0
-    for epoch in range(EPOCHS_MAX):
-        net.partial_fit(train.vectors, train.frauds, classes=[0, 1])
-        layers: Layers = (net.coefs_, net.intercepts_)
-        ap = average_precision(_logits(layers, validation.vectors), validation.frauds)
-        if ap > best_ap:
-            best, best_ap, best_epoch = ([w.copy() for w in layers[0]], [b.copy() for b in layers[1]]), ap, epoch
-        is_last = epoch == EPOCHS_MAX - 1 or epoch - best_epoch >= PATIENCE
-        if progress is not None:
-            progress("fit", EPOCHS_MAX if is_last else epoch + 1, EPOCHS_MAX)
-        if is_last:
-            break
-    return best
-
-
-def _logits(layers: Layers, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    weights, biases = layers
-    for weight, bias in zip(weights[:-1], biases[:-1], strict=True):
-        x = np.maximum(x @ weight + bias, 0)
-    result: NDArray[np.float32] = (x @ weights[-1] + biases[-1])[:, 0]
-    return result
-
-
-def _platt(logits: NDArray[np.float32], frauds: NDArray[np.int8]) -> tuple[float, float]:
-    """Slope and shift that make the logits' sigmoid a probability on validation (Platt 1999); the order is kept."""
-    fitted = LogisticRegression(C=1e6).fit(logits[:, None].astype(np.float64), frauds)
-    slope, shift = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-    return (slope, shift) if slope > 0 else (1.0, 0.0)
-
-
 def _metrics(test: Quality, risk: NDArray[np.float32], thresholds: Thresholds) -> dict[str, float]:
     figures = {f"test_{name}": value for name, value in msgspec.structs.asdict(test).items()}
     figures["test_mean_risk"] = float(risk.mean())  # calibrated: near the share of frauds
@@ -224,7 +153,7 @@ def _metrics(test: Quality, risk: NDArray[np.float32], thresholds: Thresholds) -
 
 def _card(
     plan: Plan,
-    model: bytes,
+    fitted: Fitted,
     thresholds: Thresholds,
     figures: dict[str, float],
     split: Split,
@@ -233,11 +162,11 @@ def _card(
     command: str,
     note: str,
 ) -> ModelCard:
-    digest = hashlib.sha256(model).hexdigest()
+    digest = hashlib.sha256(fitted.model).hexdigest()
     times = {name: _day(value) for name, value in msgspec.structs.asdict(split).items()}
     return ModelCard(
         card_version=CARD_VERSION,
-        name=f"{plan.spec_name}-mlp",
+        name=plan.spec_name,
         version=digest[:12],
         sha256=digest,
         spec=plan.spec_name,

@@ -116,7 +116,11 @@ def _one_line(err: str) -> str:
         (["serve", "--set", "l1"], 2, "--set l1: write it as key=value"),
         (["serve", "--set", "l1.bytes_max=lots"], 2, "l1.bytes_max is 'lots'"),
         (["serve", "--set", "journal.sync=never"], 2, "group, interval, os"),
-        (["serve", "--set", "spec=nope", "--port", "0"], 1, "spec 'nope' is neither a packaged spec (cards, handbook)"),
+        (
+            ["serve", "--set", "spec=nope", "--port", "0"],
+            1,
+            "spec 'nope' is neither a packaged spec (cards, handbook, handbook40)",
+        ),
         (["serve", "--set", "model=nope", "--port", "0"], 1, "nope/card.json: No such file"),
         (["serve", "--host", "192.0.2.1", "--port", "0"], 1, "cannot listen on 192.0.2.1:0"),
         (["serve", "--data-dir", "/dev/null/data", "--port", "0"], 1, "data directory /dev/null/data cannot be used"),

@@ -100,6 +100,25 @@ def test_train_model_graph_has_the_promised_names_and_size(artifact: Path) -> No
     assert {p.key: p.value for p in model.metadata_props}["weir.plan_hash"] == PLAN.hash
 
 
+@pytest.mark.parametrize("estimator", ["boosting", "forest"])
+def test_train_model_trees_same_seed_same_file_and_golden_scores(
+    estimator: str, dataset: Dataset, vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]], tmp_path: Path
+) -> None:
+    """Trees are trained like the network: reproducible, calibrated, with a card that the model keeps."""
+    card = train_model(SPEC, dataset, tmp_path / "a", seed=3, estimator=estimator)
+    assert card.name == f"cards-{estimator}"
+    assert train_model(SPEC, dataset, tmp_path / "b", seed=3, estimator=estimator).sha256 == card.sha256
+    assert 0.75 < card.metrics["test_auc"] < 0.999
+    scorer = OnnxScorer(PLAN, tmp_path / "a" / MODEL_FILE)
+    assert card.golden is not None
+    assert np.abs(scorer.infer(np.array(card.golden.inputs, np.float32)) - np.array(card.golden.scores)).max() < 1e-6
+    risk = scorer.infer(vectors)
+    assert (risk.min() >= 0, risk.max() <= 1) == (True, True)
+    if estimator == "boosting":
+        share = card.metrics["test_n_frauds"] / card.metrics["test_n_rows"]
+        assert 0.4 * share < card.metrics["test_mean_risk"] < 2.5 * share
+
+
 def test_train_model_scorer_agrees_with_the_reference(
     artifact: Path, vectors: np.ndarray[tuple[int, int], np.dtype[np.float32]]
 ) -> None:
@@ -229,8 +248,10 @@ def test_cli_evaluate_features_prints_and_writes_the_agreement(tmp_path: Path) -
         (["train", "--data", "{stream}", "--out", "x", "--from", "soon"], "--from: 'soon' is not a date"),
         (["evaluate"], "either --scores, or --data and --model"),
         (["evaluate", "--scores", "{stream}", "--features", "{stream}"], "either --scores, or --data and --model"),
+        (["evaluate", "--scores", "{stream}", "--scores", "{stream}"], "either --scores, or --data and --model"),
         (["evaluate", "--scores", "{stream}"], "lacks the columns score"),
         (["evaluate", "--features", "{stream}", "--reference", "{stream}"], "lacks the columns card_age"),
+        (["train", "--data", "{stream}", "--out", "x", "--estimator", "magic"], "none of network, boosting, forest"),
         (["train", "--data", "{stream}", "--out", "x", "--columns", "nope"], "neither a packaged spec"),
         (["evaluate", "--data", "{stream}", "--model", "nowhere"], "nowhere/card.json"),
         (["generate", "nowhere/s.parquet"], "nowhere: no such directory"),
@@ -247,7 +268,9 @@ def test_cli_mistake_is_one_line_and_exit_code_2(stream: Path, arguments: list[s
 
 def test_cli_train_without_the_extra_says_what_to_install(stream: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without scikit-learn the command names the extra instead of a traceback."""
-    monkeypatch.delitem(sys.modules, "models.train")
+    for name in [name for name in sys.modules if name.startswith("models.")]:
+        if name in ("models.train", "models.estimators", "models.calibrate"):
+            monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     result = CliRunner().invoke(APP, ["train", "--data", str(stream), "--out", "x"])
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)

@@ -22,7 +22,7 @@ CLIENTS = {
     "pybloom_live": {"service/tiers/bloom.py"},
     "onnxruntime": {"models/onnx_session.py"},
     "cffi": {"gocore/binding.py", "loadgen/bench/scorers/ort.py"},
-    "sklearn": {"models/train.py"},
+    "sklearn": {"models/calibrate.py", "models/fit_network.py", "models/fit_trees.py"},
     "onnx": {"models/graph.py"},
     "prometheus_client": {"service/metrics.py"},
     "httptools": {"service/fastlane.py", "loadgen/sender.py", "loadgen/bench/null_server.py"},
