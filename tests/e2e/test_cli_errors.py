@@ -119,7 +119,7 @@ def _one_line(err: str) -> str:
         (
             ["serve", "--set", "spec=nope", "--port", "0"],
             1,
-            "spec 'nope' is neither a packaged spec (cards, handbook, handbook40)",
+            "spec 'nope' is neither a packaged spec (cards, handbook",
         ),
         (["serve", "--set", "model=nope", "--port", "0"], 1, "nope/card.json: No such file"),
         (["serve", "--host", "192.0.2.1", "--port", "0"], 1, "cannot listen on 192.0.2.1:0"),
