@@ -16,11 +16,11 @@ from models.metrics import average_precision
 from models.rows import Rows, sample_legit
 
 HIDDEN = (256, 128)  # with 40 features: 43,521 parameters
-CLIP = 6.0  # standard deviations
+CLIP = 12.0  # standard deviations
 LEGIT_PER_FRAUD = 20  # more legit rows make an epoch longer and the score no better
 EPOCHS = 20
 LEARNING_RATE = 1e-3  # of the first epoch; it falls to nothing by half a cosine
-WEIGHT_DECAY = 0.1
+WEIGHT_DECAY = 0.01
 
 Layers = tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]  # weights (inputs, outputs), biases (outputs,)
 Progress = Callable[[str, int, int], None]  # step, done, total
