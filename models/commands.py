@@ -41,7 +41,7 @@ class CommandError(ValueError):
 TRAIN_EXTRA = ("sklearn", "onnx", "scipy", "joblib", "threadpoolctl")
 EXPECTED = (CommandError, SpecError, DatasetError, ModelError, InvalidTransaction, OSError)
 
-SpecOption = Annotated[str, typer.Option(help="packaged spec (cards, handbook) or a TOML file")]
+SpecOption = Annotated[str, typer.Option(help="packaged spec (cards, handbook, handbook40) or a TOML file")]
 FromOption = Annotated[str | None, typer.Option("--from", metavar="DATE", help="first day, 2018-07-25 (UTC)")]
 ToOption = Annotated[str | None, typer.Option("--to", metavar="DATE", help="day after the last one")]
 WarmUpOption = Annotated[

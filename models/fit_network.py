@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from models.calibrate import platt
 from models.graph import Network
@@ -35,7 +36,8 @@ def fit_network(fit: Rows, validation: Rows, seed: int, progress: Progress | Non
     normal = [np.clip((rows.vectors - mean) * inverse_std, -CLIP, CLIP).astype(np.float32) for rows in (fit, validation)]
     random = np.random.RandomState(seed)
     train = sample_legit(Rows(normal[0], fit.frauds), LEGIT_PER_FRAUD, random)
-    weights, biases = _fit_layers(train.rows, Rows(normal[1], validation.frauds), random, progress)
+    with threadpool_limits(1):  # in batches of 256 a second thread mostly spins, at the cost of whoever else works
+        weights, biases = _fit_layers(train.rows, Rows(normal[1], validation.frauds), random, progress)
     biases[-1] = biases[-1] + np.float32(train.shift)
     slope, shift = platt(_logits((weights, biases), normal[1]), validation.frauds)
     weights[-1], biases[-1] = weights[-1] * np.float32(slope), biases[-1] * np.float32(slope) + np.float32(shift)

@@ -32,6 +32,13 @@ func ringOf(rng *rand.Rand, n int) (*plan.Ring, int) {
 			word++
 		}
 	}
+	for range 12 { // edges of counts (place 0) and frauds
+		skip := rng.IntN(n)
+		ring.Windows = append(ring.Windows, plan.Window{
+			Code: plan.Oldest + rng.IntN(2), Skip: skip, Tiles: 1 + rng.IntN(n-skip), Word: word, Field: rng.IntN(2),
+		})
+		word++
+	}
 	at := word * 8
 	for i := range ring.Fields {
 		f := &ring.Fields[i]
@@ -49,10 +56,23 @@ func ringOf(rng *rand.Rand, n int) (*plan.Ring, int) {
 type history map[int64][7]int64
 
 func (h history) window(w *plan.Window, at, open int64, tiles int) int64 {
+	if w.IsEdge() {
+		return h.edge(w, at, open, tiles)
+	}
 	var value int64
 	for tile := at - int64(w.Skip) - int64(w.Tiles) + 1; tile <= at-int64(w.Skip); tile++ {
 		if tile > open-int64(tiles) && tile <= open {
 			value = rings.Combine(w.Code, value, h[tile][w.Field])
+		}
+	}
+	return value
+}
+
+func (h history) edge(w *plan.Window, at, open int64, tiles int) int64 {
+	var value int64
+	for tile := at - int64(w.Skip) - int64(w.Tiles) + 1; tile <= at-int64(w.Skip); tile++ {
+		if tile > open-int64(tiles) && tile <= open && h[tile][w.Field] != 0 && (value == 0 || w.Code == plan.Newest) {
+			value = tile*1000 + 1
 		}
 	}
 	return value
@@ -80,14 +100,18 @@ func add(rng *rand.Rand, ring *plan.Ring, p []int64, known history, open int64) 
 	tile := known[open]
 	for range rng.IntN(3) {
 		for i, f := range ring.Fields {
-			value := rng.Int64N(1000)
+			value := rng.Int64N(1000) * rng.Int64N(2)
 			if f.Code == plan.Distinct {
 				value = 1 << value % 64
 			}
 			tile[i] = rings.Combine(f.Code, tile[i], value)
 			p[f.Open] = tile[i]
 			for _, w := range ring.Windows {
-				if w.Field == i && w.Skip == 0 {
+				switch {
+				case w.Field != i || w.Skip != 0:
+				case w.IsEdge():
+					p[w.Word] = rings.Value(ring, &w, p, open, open)
+				default:
 					p[w.Word] = rings.Combine(w.Code, p[w.Word], value)
 				}
 			}
