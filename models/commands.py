@@ -20,6 +20,7 @@ from rich.table import Table
 from features.plan import Plan, compile_plan
 from features.spec import Spec, SpecError, load_spec
 from features.transaction import InvalidTransaction
+from gocore.errors import GoCoreError
 from models import generator
 from models.agreement import Agreement, compare_features
 from models.card import ModelCard
@@ -39,7 +40,7 @@ class CommandError(ValueError):
 
 
 TRAIN_EXTRA = ("sklearn", "onnx", "scipy", "joblib", "threadpoolctl")
-EXPECTED = (CommandError, SpecError, DatasetError, ModelError, InvalidTransaction, OSError)
+EXPECTED = (CommandError, SpecError, DatasetError, ModelError, InvalidTransaction, GoCoreError, OSError)
 
 SpecOption = Annotated[str, typer.Option(help="packaged spec (cards, handbook, handbook40) or a TOML file")]
 FromOption = Annotated[str | None, typer.Option("--from", metavar="DATE", help="first day, 2018-07-25 (UTC)")]
