@@ -321,15 +321,19 @@ async def test_ledger_feed_server_falls_silent_within_a_chunk_and_gets_it_again(
     proxy = await proxy_to(unquote(url.query.removeprefix("host=")) + "/.s.PGSQL.5432")
     far = PostgresPool(f"postgresql://weir@127.0.0.1:{proxy.port}{url.path}")
     await far.open()
-    feed = LedgerFeed(Ledger(far, deadline_ms=300), journal, 0, 10, maker())
+    feed = feed_of(far, journal, maker())
+    feed._ledger = Ledger(far, deadline_ms=1_000)
+    await feed._meet()
     shipping = asyncio.create_task(feed.ship())
     await asyncio.sleep(0.005)
     proxy.freeze()
-    with pytest.raises(TierUnavailable, match="no answer in 300 ms"):
+    with pytest.raises(TierUnavailable, match="no answer in 1000 ms"):
         await shipping
     proxy.thaw()
     found = [row[0] for row in await rows(pool)]
     assert await Ledger(pool).read_position() == (found[-1] if found else 0)
+    feed._ledger = Ledger(far)
     await feed.ship()
+    assert feed.position == journal.last_lsn
     assert [row[1] for row in await rows(pool)] == [f"e{number}" for number in range(n_rows)]
     await far.close()

@@ -2,7 +2,7 @@
 // them: of each transaction the columns of LedgerRow (service/ledger.py) in their order, all but the label.
 //
 // It is about speed alone: what is made here, service/ledger_feed.py makes too, and Postgres ends up with the same rows. A block that
-// holds anything else than transactions, or what is not understood here, is left to it. Nothing is allocated. Cost: 0.3 µs a row.
+// holds anything else than transactions, or what is not understood here, is left to it. Nothing is allocated. Cost: 0.4 µs a row.
 package copyrows
 
 import (
