@@ -10,7 +10,7 @@ from features.plan import Plan
 from gocore.binding import ADVANCE, RISK, UNDO, load_core
 from gocore.errors import BadArgument, BadModel
 from gocore.replay import IDS_MAX, Splitter
-from models.arena import Arena
+from models.arena import Arena, Float32s
 from models.scorer import ModelError
 
 HOT = ADVANCE | RISK | UNDO
@@ -61,6 +61,11 @@ class GoScorer:
         if not arena.handle:
             self._core.bind(self._plan, arena)
         self._core.score(0, arena, first, n_rows, ADVANCE)
+
+    def infer(self, vectors: Float32s) -> Float32s:
+        """See Scorer. Raises GoCoreError."""
+        (risk,) = self._core.infer(self._model, [vectors], vectors.shape[0] * 4)
+        return risk
 
     def splitter(self, arenas: Sequence[Arena], ids_max: int = IDS_MAX) -> Splitter:
         """What takes blocks of the journal apart into these arenas, all of one size; `ids_max` ids of a kind get numbers."""

@@ -55,7 +55,7 @@ class OnnxScorer:
         return advance(self._plan, arena.slabs, arena.slots[rows], arena.columns[rows], arena.lsns[rows])
 
     def infer(self, vectors: Float32s) -> Float32s:
-        """Risk of each vector: float32 (rows, n_features) -> float32 (rows,)."""
+        """See Scorer."""
         risk: Float32s = self._session.run(self._outputs, {INPUT: vectors})[0]
         return risk
 

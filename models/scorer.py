@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from models.arena import Arena
+from models.arena import Arena, Float32s
 
 
 class ModelError(Exception):
@@ -28,6 +28,9 @@ class Scorer(Protocol):
 
     def advance(self, arena: Arena, n_rows: int, first: int = 0) -> None:
         """Advance only, by `n_rows` rows from `first` on, for recovery: rows that a profile already has change nothing."""
+
+    def infer(self, vectors: Float32s) -> Float32s:
+        """The model alone: risk float32 (rows,) of vectors float32 (rows, n_features), C-contiguous. On any thread."""
 
 
 class AsideScorer(Protocol):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import os
 import shutil
@@ -11,11 +12,18 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
+import msgspec
+import numpy as np
 import pytest
 
+from features.plan import compile_plan
+from features.spec import load_spec
+from models.card import ARTIFACTS, CARD_FILE, Golden, ModelCard, load_card, save_artifact
+from models.graph import Network, build_graph, run_graph
 from service.embedded import EmbeddedServers, EmbeddedUnavailable
 
 SMALL_DISK_BYTES = 112 << 20  # RocksDB goes on when it sees room for a memtable again, 32 MiB
@@ -222,3 +230,33 @@ def fill_disk() -> Callable[[Path, int], Path]:
 def _free_bytes(disk: Path) -> int:
     stat = os.statvfs(disk)
     return stat.f_bavail * stat.f_frsize
+
+
+@pytest.fixture
+def make_model() -> Callable[..., ModelCard]:
+    """`make_model(directory, seed=1, **fields)`: an artifact for the cards spec, a small random network with a whole card.
+
+    `fields` replace those of the card: to damage it. Other seeds give other scores.
+    """
+    plan = compile_plan(load_spec("cards"))
+    packaged = load_card(ARTIFACTS / "cards")
+    assert packaged.golden is not None
+    inputs = np.array(packaged.golden.inputs, dtype=np.float32)
+
+    def make(directory: Path, seed: int = 1, **fields: Any) -> ModelCard:
+        draw = np.random.default_rng(seed)
+        shapes: list[tuple[int, ...]] = [(plan.n_features, 4), (4, 1)]
+        weights = [draw.normal(0, 0.5, shape).astype(np.float32) for shape in shapes]
+        biases = [np.zeros(4, dtype=np.float32), np.array([-3.0], dtype=np.float32)]
+        inverse_std = (1 / (inputs.std(axis=0) + 1)).astype(np.float32)
+        network = Network(inputs.mean(axis=0), inverse_std, 10.0, weights, biases)
+        model = build_graph(network, {"weir.seed": str(seed)})
+        digest = hashlib.sha256(model).hexdigest()
+        golden = Golden(packaged.golden.inputs, [float(risk) for risk in run_graph(model, inputs)])  # type: ignore[union-attr]  # see above
+        card = msgspec.structs.replace(packaged, name="rival", version=digest[:12], sha256=digest, golden=golden)
+        save_artifact(directory, model, card)
+        card = msgspec.structs.replace(card, **fields)
+        (directory / CARD_FILE).write_bytes(msgspec.json.encode(card))
+        return card
+
+    return make
