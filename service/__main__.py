@@ -22,6 +22,7 @@ from service.doctor import run_checks
 from service.errors import SettingsError, StartError
 from service.logs import configure_logs
 from service.settings import Settings, load_settings
+from service.skew import check_report, check_skew, table
 
 _OWN_COMMANDS: Final = ("serve", "keys", "doctor")
 _OWN_PACKAGES: Final = ("service", "features", "gocore", "models", "loadgen")
@@ -109,10 +110,25 @@ def serve(
     service_app.run(merged, accept_loss=accept_loss)
 
 
-def doctor(config: ConfigOption = None, data_dir: DataDirOption = None, settings: SetOption = None) -> None:
+def doctor(
+    config: ConfigOption = None,
+    data_dir: DataDirOption = None,
+    settings: SetOption = None,
+    skew: Annotated[
+        bool,
+        typer.Option("--skew", help="Recompute logged vectors from the journal instead; exit code 1 if any differs."),
+    ] = False,
+) -> None:
     """Check versions, libraries, data directory and port. Exit code 1 if the service could not run."""
     overrides = [*(settings or []), *([f"data_dir={data_dir}"] if data_dir else [])]
-    checks = list(run_checks(_settings(config, overrides)))
+    merged = _settings(config, overrides)
+    if skew:
+        report = check_skew(merged)
+        for line in table(report):
+            typer.echo(line)
+        check_report(report)
+        return
+    checks = list(run_checks(merged))
     typer.echo(f"weir {_version()}")
     for check in checks:
         typer.echo(f"{check.state:7}{check.name:20}{check.detail}")

@@ -20,9 +20,9 @@ import uvloop
 from features.plan import Plan, compile_plan
 from features.spec import load_spec
 from gocore.binding import usable_core
-from models.card import ARTIFACTS, MODEL_FILE, ModelCard, load_card, read_model
-from models.scorer import ModelError, Scorer
-from models.scorers import ScorerMissing, missing_scorer, open_scorer
+from models.card import MODEL_FILE, ModelCard, read_model
+from models.registry import Registry
+from models.scorer import Scorer
 from service.applied import Applied
 from service.audit import Audit
 from service.auth import KEY_FILE, KeyRing, Role, add_key
@@ -30,7 +30,6 @@ from service.bloom_cover import cover_events, cover_profiles
 from service.clock import Clock
 from service.compare import Comparisons
 from service.data_dir import DataDir
-from service.decide import Policy
 from service.decisions import Decisions
 from service.dry_run import DryRun
 from service.embedded import EmbeddedServers
@@ -52,8 +51,11 @@ from service.listeners import Listeners
 from service.lists import Lists
 from service.loop_lag import watch_loop
 from service.metrics import Metrics
+from service.model_setup import open_engine_of, open_models, policy_of
+from service.model_state import find_champion
 from service.partials import Partials
 from service.pipeline import Pipeline
+from service.quality import Quality
 from service.recovery import Recovery
 from service.recovery_progress import RecoveryProgress
 from service.row_codec_go import open_codec
@@ -180,31 +182,14 @@ async def _stop_http(listeners: Listeners, runner: HttpRunner, lane: FastLane | 
 def load_model(settings: Settings) -> tuple[Plan, ModelCard, Scorer]:
     """The plan, the model card that fits it, and the scorer. Raises SpecError, ModelError, StartError."""
     plan = compile_plan(load_spec(settings.spec))
-    directory = model_directory(settings, plan)
-    card = load_card(directory)
+    directory, card = find_champion(settings, Registry(plan, settings.data_dir, settings.model), plan.spec_name)
     card.check(plan)
-    return plan, card, _open_scorer(settings.scorer, plan, directory / MODEL_FILE)
-
-
-def _open_scorer(name: str, plan: Plan, model_file: Path) -> Scorer:
-    """The engine that is asked for; with "auto", go if its library is there and works, else onnx. Raises ModelError."""
-    if name != "auto":
-        return open_scorer(name, plan, model_file)
-    if missing_scorer("go") is not None:
-        return open_scorer("onnx", plan, model_file)
-    try:
-        return open_scorer("go", plan, model_file)
-    except ScorerMissing as error:
-        log.warning("scoring with onnx", problem=str(error))
-        return open_scorer("onnx", plan, model_file)
+    return plan, card, open_engine_of(settings.scorer, plan, directory / MODEL_FILE)
 
 
 def model_directory(settings: Settings, plan: Plan) -> Path:
-    """Where the model is: the one that is set, else the packaged one. Raises ModelError if none comes with the spec."""
-    directory = settings.model or ARTIFACTS / plan.spec_name
-    if settings.model is None and not directory.is_dir():
-        raise ModelError(f"no model comes with spec {plan.spec_name!r}: train one (weir train) and give --set model=DIR")
-    return directory
+    """Where the model is: what was chosen last, else the one that is set, else the packaged one. Raises as load_model."""
+    return find_champion(settings, Registry(plan, settings.data_dir, settings.model), plan.spec_name)[0]
 
 
 async def _embed(settings: Settings, stack: AsyncExitStack) -> Settings:
@@ -277,6 +262,8 @@ async def _run_engine(engine: Engine, stores: Stores, settings: Settings, stack:
     cover = asyncio.create_task(cover_profiles(engine.bloom, stores, engine.write_behind))
     stack.push_async_callback(_cancel, [cover])
     await recovery.run()
+    await engine.models.start()
+    stack.push_async_callback(engine.models.stop)
     _start_tasks(engine, stores, settings, keeper, stack)
     engine.pipeline.is_open = engine.is_started = True
     engine.reason = ""
@@ -305,7 +292,7 @@ def _build(
     write_behind.attach(l1, fetcher, stores.levels, stores.positions)
     lists = Lists(plan.kinds)
     decisions = Decisions(stores.decisions, maybe)
-    policy = _policy(settings, card)
+    policy = policy_of(settings, card)
     q = settings.queue
     pipeline = Pipeline(
         plan, l1, fetcher, scorer, card.model, policy, lists, decisions, journal, touched, clock,
@@ -323,7 +310,8 @@ def _build(
         )
     dry_run = DryRun(plan, fetcher, scorer, card.model, policy, lists, clock)
     erasures = Erasures(plan, journal, fetcher, write_behind, decisions, stores.decisions, stores.rocks)
-    labels = Labels(plan, l1, fetcher, decisions, journal, touched, erasures.blanked)
+    quality = Quality(settings.data_dir)
+    labels = Labels(plan, l1, fetcher, decisions, journal, touched, erasures.blanked, quality.label)
     tier_switch = TierSwitch(
         settings.data_dir,
         enabled,
@@ -335,18 +323,12 @@ def _build(
     )
     scorers = ScorerSwitch(settings.data_dir, plan, model_directory(settings, plan) / MODEL_FILE, pipeline, dry_run)
     shadow = Shadow(plan, settings.shadow.share, l1, stores.levels, decisions, write_behind, journal, random.Random())
+    models = open_models(settings, plan, card, pipeline, dry_run, scorers, quality)
     return Engine(
         plan, clock, l1, bloom, stores.levels, fetcher, pipeline, dry_run, scorers, lists, ListStore(stores.lists), decisions,
-        labels, journal, applied, write_behind, feed, erasures, tier_switch, audit, shadow,
+        labels, journal, applied, write_behind, feed, erasures, tier_switch, audit, models, shadow,
         Sizes(stores.levels), RecoveryProgress(),
     )  # fmt: skip
-
-
-def _policy(settings: Settings, card: ModelCard) -> Policy:
-    d = settings.decide
-    review = card.thresholds.review if d.review_threshold is None else d.review_threshold
-    decline = card.thresholds.decline if d.decline_threshold is None else d.decline_threshold
-    return Policy(review, decline, d.unknown_outcome, d.unknown_amount_min)
 
 
 async def _prepare_recovery(engine: Engine, stores: Stores) -> Recovery:

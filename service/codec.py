@@ -91,6 +91,14 @@ class CompareBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=T
     clients: Annotated[int, Meta(ge=1, le=64)] = 8
 
 
+class ModelBody(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """Body of PUT /v1/models/{champion|challenger}: which model from now on, or back to the champion before, and why."""
+
+    reason: Annotated[str, Meta(min_length=1, max_length=256)]
+    model: Annotated[str, Meta(min_length=1, max_length=256)] | UnsetType | None = UNSET  # None: no challenger
+    rollback: bool = False
+
+
 class _LabelsReply(msgspec.Struct, gc=False):
     labels: Sequence[LabelReply]
     applied: int
@@ -121,6 +129,7 @@ _unpack_rows = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _decode_labels = msgspec.json.Decoder(list[Label]).decode
 _decode_list_body = msgspec.json.Decoder(ListBody).decode
 _decode_scorer_body = msgspec.json.Decoder(ScorerBody).decode
+_decode_model_body = msgspec.json.Decoder(ModelBody).decode
 _decode_tier_body = msgspec.json.Decoder(TierBody).decode
 _decode_compare_body = msgspec.json.Decoder(CompareBody).decode
 _encode = msgspec.json.Encoder().encode
@@ -255,8 +264,28 @@ def decode_compare_body(body: bytes) -> CompareBody:
     return asked
 
 
+def decode_model_body(body: bytes, role: str) -> ModelBody:
+    """The body of PUT /v1/models/{role}, role champion or challenger. Raises MalformedBody or InvalidEvent."""
+    try:
+        change = _decode_model_body(body)
+    except DECODE_ERRORS as error:
+        raise refusal(error, body) from None
+    _check_reason(change.reason)
+    if role == "challenger" and change.rollback:
+        raise InvalidEvent("only a champion is rolled back", "rollback")
+    if change.rollback:
+        if change.model is not UNSET:
+            raise InvalidEvent("rollback goes back to the champion before; it takes no model", "model")
+    elif change.model is UNSET:
+        missing = "name a model, or null for no challenger" if role == "challenger" else "name a model, or give rollback: true"
+        raise InvalidEvent(missing, "model")
+    elif change.model is None and role == "champion":
+        raise InvalidEvent("there is always a champion; name a model", "model")
+    return change
+
+
 def encode_decision(decision: "Decision", explain: bool = False, form: int = JSON) -> bytes:
-    """The reply to one transaction; reason codes only with `explain`, the trace only if there is one."""
+    """The reply to one transaction; reasons of an approved one only with `explain`, the trace only if there is one."""
     return (_pack if form == MSGPACK else _encode)(_reply(decision, explain))
 
 
@@ -294,7 +323,7 @@ def _reply(decision: "Decision", explain: bool) -> _DecisionReply:
         decision.lsn,
         decision.replayed,
         decision.degraded,
-        (decision.reasons or ()) if explain else UNSET,
+        (decision.reasons or ()) if explain or decision.outcome != "approve" else UNSET,
         UNSET if decision.trace is None else decision.trace,
     )
 

@@ -49,6 +49,7 @@ class Conclusion(msgspec.Struct, frozen=True):
     outcome: str
     reasons: tuple[str, ...] = ()
     degraded: tuple[str, ...] = ()
+    is_own: bool = False  # of one transaction, and not to be remembered
 
 
 # By the score alone: the place of each is what `decide_rows` computes.

@@ -14,6 +14,8 @@ from service.decide import Decision, Policy, decide
 from service.errors import InvalidEvent
 from service.fetch import Fetcher, Found
 from service.lists import Lists
+from service.reasons import Explainer, is_by_list, is_by_score
+from service.ticket import DECISIONS, REASONS, TRACES
 from service.trace import ABSENT, last_seen, trace
 
 
@@ -25,15 +27,17 @@ class DryRun:
     ) -> None:
         self._plan = plan
         self._fetcher = fetcher
-        self.scorer = scorer
-        self._model_name = model_name
-        self._policy = policy
+        self.use(scorer, model_name, policy, None)
         self._lists = lists
         self._clock = clock
         self._arena = Arena(plan, [Slab(kind, 1) for kind in plan.kinds], 1)
 
-    async def score(self, tx: Transaction, with_trace: bool = False) -> Decision:
-        """Raises InvalidEvent, and what the scorer raises."""
+    def use(self, scorer: Scorer, model_name: str, policy: Policy, explainer: Explainer | None) -> None:
+        """Score with another model from now on."""
+        self.scorer, self._model_name, self._policy, self._explainer = scorer, model_name, policy, explainer
+
+    async def score(self, tx: Transaction, wanted: int = DECISIONS) -> Decision:
+        """`wanted` as in a ticket. Raises InvalidEvent, and what the scorer raises."""
         start = time.perf_counter()
         self._clock.check(tx.ts)
         try:
@@ -55,8 +59,10 @@ class DryRun:
         now_ms = self._clock.now_ms()
         entities = [getattr(tx, kind.id_field) for kind in self._plan.kinds]
         outcome, reasons = decide(entities, columns[1], risk, bool(degraded), self._policy, self._lists, now_ms)
+        if self._explainer is not None and ((wanted & REASONS and not is_by_list(reasons)) or is_by_score(reasons)):
+            reasons += self._explainer.words(arena.vectors[:1], arena.risk[:1])[0]
         decision = Decision(tx.event_id, risk, outcome, self._model_name, self.scorer.name, 0, False, degraded, reasons)
-        if with_trace:
+        if wanted & TRACES:
             sources = [profile.source if profile else ABSENT for profile in found]
             decision.trace = trace(self._plan, sources, seen, now_ms, arena.vectors[0].tolist(), us)
         return decision

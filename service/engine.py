@@ -13,7 +13,7 @@ from features.profile import describe, is_tombstone, lsn_of
 from service.applied import Applied
 from service.audit import Audit, digest
 from service.clock import Clock
-from service.codec import MSGPACK, Label, LabelReply, decode_packed, decode_transaction
+from service.codec import MSGPACK, Label, LabelReply, ModelBody, decode_packed, decode_transaction
 from service.compare import Comparisons
 from service.decisions import Decisions, StoredDecision
 from service.dry_run import DryRun
@@ -27,6 +27,7 @@ from service.ledger_feed import LedgerFeed
 from service.levels import OFF, Level, hit_ratio
 from service.list_store import ListStore
 from service.lists import LIST_NAMES, ListChange, Lists
+from service.model_switch import ModelSwitch
 from service.pipeline import Pipeline
 from service.records import LIST, encode_list_change
 from service.recovery_progress import RecoveryProgress
@@ -68,6 +69,7 @@ class Engine(msgspec.Struct):
     erasures: Erasures
     tier_switch: TierSwitch
     audit: Audit
+    models: ModelSwitch
     shadow: Shadow
     sizes: Sizes
     recovery: RecoveryProgress
@@ -109,14 +111,15 @@ class Engine(msgspec.Struct):
             answers += await future
         return answers
 
-    async def try_many(self, bodies: Sequence[bytes], form: int, trace: bool = False) -> list[Answer]:
+    async def try_many(self, bodies: Sequence[bytes], form: int, wanted: int = REPLIES) -> list[Answer]:
         """What each row would be answered now, errors in place; nothing is stored."""
-        return [await self._try_one(body, form, trace) for body in bodies]
+        return [await self._try_one(body, form, wanted) for body in bodies]
 
-    async def _try_one(self, body: bytes, form: int, trace: bool) -> Answer:
+    async def _try_one(self, body: bytes, form: int, wanted: int) -> Answer:
         await asyncio.sleep(0)  # a row takes 0.3 ms, and nothing else in it may wait
         try:
-            return await self.dry_run.score(decode_packed(body) if form == MSGPACK else decode_transaction(body), trace)
+            tx = decode_packed(body) if form == MSGPACK else decode_transaction(body)
+            return await self.dry_run.score(tx, wanted)
         except WeirError as error:
             return error
 
@@ -158,6 +161,25 @@ class Engine(msgspec.Struct):
         before = self.pipeline.scorer.name
         note = functools.partial(self.audit.note, who, "scorer", scorer=name, before=before, reason=reason)
         await self.scorers.use(name, note)
+
+    async def choose_model(self, body: ModelBody, role: str, who: str) -> None:
+        """Another champion, or challenger. What the audit cannot tell of does not happen.
+
+        Raises NotReady, NotFound, ModelRefused, NotPossible, OSError.
+        """
+        self.pipeline.check_open()
+
+        def note(before: str | None, after: str | None) -> None:
+            self.audit.note(who, "model", role=role, model=after, before=before, reason=body.reason)
+
+        if body.rollback:
+            await self.models.roll_back(note)
+        elif role == "champion":
+            assert isinstance(body.model, str)
+            await self.models.set_champion(body.model, note)
+        else:
+            assert body.model is not msgspec.UNSET
+            await self.models.set_challenger(body.model, note)
 
     async def entity(self, kind: str, entity: str) -> dict[str, Any]:
         """An entity's windows as of its last event, and the LSN that each tier holds. Raises NotFound."""

@@ -11,6 +11,7 @@
     │   ├── RequestTimeout      408  the body did not arrive within the deadline
     │   ├── Conflict            409  the same event_id with another body
     │   ├── NotPossible         409  not to be had in this installation
+    │   ├── ModelRefused        409  a model whose file, card, plan or golden scores are not right
     │   ├── BodyTooLarge        413
     │   ├── UnsupportedMedia    415
     │   └── InvalidEvent        422  JSON, but a field is missing, of the wrong type or out of bounds
@@ -143,6 +144,14 @@ class NotPossible(CallerError):
     status = 409
     title = "Not possible here"
     code = "not_possible"
+
+
+class ModelRefused(CallerError):
+    """A model that may not be loaded: its file, card, plan or golden scores are not right."""
+
+    status = 409
+    title = "Model refused"
+    code = "model-refused"
 
 
 class BodyTooLarge(CallerError):

@@ -3,6 +3,7 @@
 from service.engine import Engine
 from service.levels import ON
 from service.metrics import Counts, Metrics
+from service.model_gauges import count_models, watch_models
 from service.tiers.l2 import L2
 
 
@@ -39,6 +40,7 @@ def watch_engine(metrics: Metrics, engine: Engine) -> None:
         metrics.tier_seconds[level.name,] = level.read_seconds
     for name, tally in engine.shadow.tallies.items():
         metrics.shadow_behind[name,] = tally.behind
+    watch_models(metrics, engine.models)
     metrics.before_scrape = lambda: _copy_counts(metrics, engine)
 
 
@@ -59,6 +61,7 @@ def _copy_counts(metrics: Metrics, engine: Engine) -> None:
     metrics.bloom["profiles", "negative"] = engine.bloom.negatives
     metrics.bloom["profiles", "positive"] = engine.bloom.lookups - engine.bloom.negatives
     metrics.bloom["profiles", "false_positive"] = engine.bloom.false_positives
+    count_models(metrics, engine.models)
     for reason, count in engine.journal.n_refused.items():
         metrics.journal_refused[reason,] = count
     for slab in engine.l1.slabs:

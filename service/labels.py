@@ -29,8 +29,9 @@ STEP_LABELS = 128  # labels applied at a time: about 1 ms on the loop
 
 
 class _Change(msgspec.Struct):
-    """A label that changes something: the decision with it, the profiles that `delta` frauds are added to."""
+    """A label that changes something: the decision before and with it, the profiles that `delta` frauds are added to."""
 
+    before: StoredDecision
     stored: StoredDecision
     record: LabelRecord
     tx: Transaction
@@ -41,12 +42,13 @@ class _Change(msgspec.Struct):
 class Labels:
     """Applies labels to decisions and profiles. `turn` is held from reading decisions until they are changed.
 
-    blanked: a decision without the ids that are being erased.
+    blanked: a decision without the ids that are being erased. applied: is told of each label that changed something: the
+    decision before it, the label, the LSN of its entry.
     """
 
     def __init__(
         self, plan: Plan, l1: L1, fetcher: Fetcher, decisions: Decisions, journal: Journal, touched: Touched,
-        blanked: Callable[[StoredDecision], StoredDecision],
+        blanked: Callable[[StoredDecision], StoredDecision], applied: Callable[[StoredDecision, str, int], None],
     ) -> None:  # fmt: skip
         self.turn = asyncio.Lock()
         self._plan = plan
@@ -56,6 +58,7 @@ class Labels:
         self._journal = journal
         self._touched = touched
         self._blanked = blanked
+        self._applied = applied
         self._tasks: set[asyncio.Task[list[LabelReply]]] = set()
 
     async def apply(self, labels: Sequence[Label]) -> list[LabelReply]:
@@ -138,7 +141,7 @@ class Labels:
                 if kind.keeps_frauds and slots[kind.number] >= 0:
                     label_one(self._l1.slabs[kind.number], int(slots[kind.number]), tx.ts, delta, lsn)
         record = LabelRecord(label.event_id, label.label, label.ts, delta, stored.body, stored.lsn)
-        return _Change(msgspec.structs.replace(stored, label=label.label, label_lsn=lsn), record, tx, slots, lsn)
+        return _Change(stored, msgspec.structs.replace(stored, label=label.label, label_lsn=lsn), record, tx, slots, lsn)
 
     def _commit(self, changes: Sequence[_Change], images: Images) -> None:
         try:
@@ -148,6 +151,7 @@ class Labels:
             raise JournalUnavailable(f"{error}; these labels were not applied") from None
         for change in changes:
             self._decisions.change(change.record.event_id, change.stored)
+            self._applied(change.before, change.record.label, change.lsn)
             if not change.record.delta:
                 continue
             for kind in self._plan.kinds:

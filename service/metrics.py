@@ -7,7 +7,7 @@ their owners, who register a function for them with `watch`. One event loop writ
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 Labels = tuple[str | int, ...]
-Gauge = float | Mapping[str, float]
+Gauge = float | Mapping[Any, float]  # by the value of a label, or a tuple of several
 
 # s; a request or tier read: from an L1 hit (10 µs) to a deadline (1 s), about 2.2 apart
 LATENCY_BOUNDS: Final = (
@@ -27,7 +27,7 @@ ROWS_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384) 
 BEHIND_BOUNDS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 100_000, 1_000_000)  # journal entries
 WAVES_BOUNDS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128)  # waves of a micro-batch (an entity repeated in it)
 
-# gauge -> help, label ("" for none). `watch` takes no other, so that dashboards can rely on the list.
+# gauge -> help, labels ("" for none, commas between). `watch` takes no other, so that dashboards can rely on the list.
 GAUGES: Final[dict[str, tuple[str, str]]] = {
     "ready": ("1 when the service takes transactions.", ""),
     "recovery_entries": ("Journal entries that this start has applied again.", ""),
@@ -47,6 +47,20 @@ GAUGES: Final[dict[str, tuple[str, str]]] = {
     "erasures_pending": ("Erasures that are under way.", ""),
     "ledger_lag": ("Journal entries that the ledger is behind.", ""),
     "tier_state": ("1 if the tier can be read, 0 if not.", "tier"),
+    "model": ("1 for the models in use: champion, challenger.", "role,model"),
+    "drift_rows": ("Sampled transactions in the window of population stability.", ""),
+    "population_stability": ("PSI of a feature against the training set.", "feature"),
+    "score_stability": ("PSI of the score against the training set.", "model"),
+    "labelled": ("Labelled transactions, by what was answered and what it was.", "model,outcome,label"),
+    "live_precision": ("Share of fraud in what had this outcome or a stricter one.", "model,outcome"),
+    "live_recall": ("Share of all known fraud that had this outcome or a stricter one.", "model,outcome"),
+    "calibration_rows": ("Labelled transactions, by the lower end of their score's bin.", "model,score_from"),
+    "calibration_score": ("Mean score of these.", "model,score_from"),
+    "calibration_fraud": ("Share of fraud in these.", "model,score_from"),
+    "challenger_rows": ("Transactions that the challenger has scored in the shadow.", "model"),
+    "challenger_agreement": ("Share of these that champion and challenger would answer alike.", "model"),
+    "challenger_outcomes": ("These, by both outcomes.", "champion,challenger"),
+    "challenger_scores": ("These, by the lower end of the score's bin: side champion or challenger.", "side,score_from"),
 }
 
 
@@ -144,6 +158,9 @@ class Metrics(Collector):
         self.shadow_behind = Histograms("shadow_behind_entries", "Journal entries it was behind.", BEHIND_BOUNDS, "tier")
         self.infer = Counts("infer", "Inferences under /v2: ok|problem code.", "model", "result")
         self.infer_seconds = Histograms("infer_seconds", "Time of one inference, its body included.", LATENCY_BOUNDS, "model")
+        self.reasons_left = Counts("reasons_left", "Transactions that were not explained: decide.reasons_rows_max.")
+        self.watch_dropped = Counts("watch_dropped", "Sampled transactions that nobody looked at.", "use")
+        self.vector_log = Counts("vector_log", "Vectors logged for the skew check: written|failed.", "result")
         self.loop_lag = Histograms("loop_lag_seconds", "How late the event loop woke a timer.", LATENCY_BOUNDS)
         for outcome in ("approve", "review", "decline"):  # series that exist from the start: rate() needs the zero
             self.tx[outcome,] = 0
@@ -165,12 +182,12 @@ class Metrics(Collector):
         for family in self._families:
             yield family.family()
         for gauge, read in self._gauges.items():
-            text, label = GAUGES[gauge]
+            text, labels = GAUGES[gauge]
             value = read()
-            numbers = value if isinstance(value, Mapping) else {"": value}
-            reading = GaugeMetricFamily(f"weir_{gauge}", text, labels=[label] if label else None)
+            numbers: Mapping[Any, float] = value if isinstance(value, Mapping) else {(): value}
+            reading = GaugeMetricFamily(f"weir_{gauge}", text, labels=labels.split(",") if labels else None)
             for key, number in numbers.items():
-                reading.add_metric([key] if label else [], number)
+                reading.add_metric([key] if isinstance(key, str) else list(key), number)
             yield reading
 
     def render(self) -> bytes:

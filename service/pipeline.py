@@ -35,11 +35,13 @@ from service.journal import Journal, JournalError
 from service.lists import Lists
 from service.lookup import LookUp
 from service.metrics import LATENCY_BOUNDS, ROWS_BOUNDS, WAVES_BOUNDS, Histogram
+from service.reasons import Explainer
 from service.row_codec import Encoded, RowCodec
 from service.ticket import DECISIONS, REPLIES, TRACES, Answer, EachSink, Request, RequestSink, Sink, Ticket
 from service.tiers.l1 import L1
 from service.touched import Touched
 from service.trace import ABSENT, last_seen, trace
+from service.watch import Watch
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +62,8 @@ class Pipeline:
         self.scorer = scorer
         self.model_name = model_name
         self.policy = policy
+        self.explainer: Explainer | None = None
+        self.watch: Watch | None = None
         self.is_open = False
         self.n_batches = self.n_rows = self.n_waves = self.n_failed_batches = 0
         self.batch_rows, self.batch_waves = Histogram(ROWS_BOUNDS), Histogram(WAVES_BOUNDS)
@@ -149,6 +153,11 @@ class Pipeline:
         if self.n_waiting:
             log.error("transactions were left without an answer", rows=self.n_waiting)
 
+    def use(self, scorer: Scorer, model_name: str, policy: Policy, explainer: Explainer | None) -> None:
+        """Score with another model from the next batch on; one under way ends with the model that it began with."""
+        self.settle()
+        self.scorer, self.model_name, self.policy, self.explainer = scorer, model_name, policy, explainer
+
     def check_open(self) -> None:
         """Raise NotReady before the start is done and once the stop has begun."""
         if not self.is_open:
@@ -235,7 +244,7 @@ class Pipeline:
         """One micro-batch, all or nothing."""
         batch = Batch(tickets, self._arena, self._journal.next_lsn, self.scorer)
         for ticket in tickets:
-            if ticket.wanted == TRACES:
+            if ticket.wanted & TRACES:
                 ticket.seen = [last_seen(self._l1.slabs, slots) for slots in ticket.slots.tolist()]
         try:
             if batch.n_rows >= ASIDE_ROWS and hasattr(batch.scorer, "submit"):
@@ -254,11 +263,13 @@ class Pipeline:
     def _conclude(self, batch: Batch) -> None:
         """Decide, journal, commit, reply. Nothing is awaited, and nothing counts until the journal has it."""
         batch.times.append(time.perf_counter())
-        if any(ticket.wanted == TRACES for ticket in batch.tickets):
+        if any(ticket.wanted & TRACES for ticket in batch.tickets):
             batch.vectors = self._arena.vectors[: batch.n_rows].copy()
         try:
             risks, rows, lists = self._arena.risk[: batch.n_rows], batch.rows, self._lists
             classes, conclusions = decide_rows(rows, risks, batch.degraded, self.policy, lists, self._clock.now_ms())
+            if self.explainer is not None:
+                classes, conclusions = self.explainer.explain(batch, classes, conclusions)
             encoded = self._codec.encode(rows, batch.first_lsn, risks, classes, conclusions, self.model_name, batch.scorer.name)
         except Exception as error:
             self._fail_scoring(batch, error)
@@ -284,6 +295,8 @@ class Pipeline:
     def _commit(self, batch: Batch, encoded: Encoded) -> None:
         """The batch is in the journal: what was prepared counts now."""
         rows = batch.rows
+        if self.watch is not None:
+            self.watch.look(batch)
         is_remembered = rows.suspects is not None
         self._decisions.add_batch(rows.event_ids, encoded.stored, batch.first_lsn, batch.last_lsn, is_remembered)
         self.touched.mark_rows(batch.slots, batch.first_lsn)
@@ -320,7 +333,7 @@ class Pipeline:
         for row, record in enumerate(records):
             decision = decode_stored(record).decision(ticket.rows.event_ids[row])
             decision.replayed = False
-            if ticket.wanted == TRACES:
+            if ticket.wanted & TRACES:
                 decision.trace = self._trace(batch, ticket, row, at + row)
             answers.append(decision)
         return answers

@@ -216,6 +216,7 @@ class Recovery:
         if entry.lsn > self._decisions_position:
             stored = decisions.find(record.event_id)
             if stored is not None:
+                self._engine.models.quality.label(stored, record.label, entry.lsn)
                 decisions.label(record.event_id, stored, record.label, entry.lsn)
         if entry.lsn <= self._position or not record.delta:
             return

@@ -17,7 +17,7 @@ from gocore.encode import CLASSES_MAX, Encoder, Parts
 from gocore.errors import GoCoreError
 from gocore.index import GoIndex
 from gocore.intake import Intake
-from service.decide import Conclusion
+from service.decide import APPROVE, Conclusion
 from service.replies import Replies
 from service.row_codec import Encoded, ReferenceCodec, Refused, RowCodec
 from service.rows import Rows, concat
@@ -87,7 +87,9 @@ class GoCodec:
         if parts is None:
             if len(self._parts) >= _PARTS_MAX:
                 self._parts.clear()
-            parts = self._parts[key] = tuple(_parts(conclusion, model, scorer) for conclusion in conclusions)
+            parts = tuple(_parts(conclusion, model, scorer) for conclusion in conclusions)
+            if not conclusions[-1].is_own:
+                self._parts[key] = parts
         return parts
 
 
@@ -96,7 +98,8 @@ def _parts(c: Conclusion, model: str, scorer: str) -> tuple[bytes, bytes, bytes]
     tail = b"".join(map(_pack, (c.outcome, model, scorer, c.degraded, c.reasons)))
     json = msgspec.json.encode
     middle = b',"outcome":%b,"model":%b,"scorer":%b,"lsn":' % (json(c.outcome), json(model), json(scorer))
-    return tail, middle, b',"replayed":false,"degraded":%b}' % json(c.degraded)
+    reasons = b"" if c.outcome == APPROVE else b',"reasons":%b' % json(c.reasons)
+    return tail, middle, b',"replayed":false,"degraded":%b%b}' % (json(c.degraded), reasons)
 
 
 def open_codec(plan: Plan, rows_max: int, indexes: Sequence[Index] = (), events: RotatingMaybeSet | None = None) -> RowCodec:

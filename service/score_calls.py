@@ -25,7 +25,7 @@ from service.errors import WeirError
 from service.metrics import Metrics
 from service.replies import Replies
 from service.settings import ServerSettings
-from service.ticket import DECISIONS, REPLIES, TRACES, Answer, Ticket
+from service.ticket import DECISIONS, REASONS, REPLIES, TRACES, Answer, Ticket
 
 if TYPE_CHECKING:
     from service.engine import Engine
@@ -44,9 +44,9 @@ class Flags(msgspec.Struct, frozen=True):
 
     def wanted(self, form: int) -> int:
         """In which form the pipeline's answers are needed."""
-        if self.trace:
-            return TRACES
-        return DECISIONS if self.explain or form == MSGPACK else REPLIES
+        if not (self.explain or self.trace):
+            return DECISIONS if form == MSGPACK else REPLIES
+        return DECISIONS | (REASONS if self.explain else 0) | (TRACES if self.trace else 0)
 
 
 PLAIN: Final = Flags()
@@ -110,7 +110,7 @@ class ScoreCalls:
         if flags.commit:
             return await self._engine.submit_many(rows, form, flags.wanted(form))
         self._pipeline.check_open()
-        return await self._engine.try_many(rows, form, flags.trace)
+        return await self._engine.try_many(rows, form, flags.wanted(form))
 
     def lines(self, rows: list[bytes], answers: Sequence[Answer], form: int, flags: Flags) -> bytes:
         """The replies to rows of a stream, with a line feed after each if it is one of lines."""

@@ -55,19 +55,24 @@ class ScorerSwitch:
         self._pipeline = pipeline
         self._dry_run = dry_run
         self._opened: dict[str, Scorer] = {pipeline.scorer.name: pipeline.scorer}
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()  # held by whoever changes engine or model
 
     def describe(self) -> dict[str, object]:
         """What GET /v1/scorer shows: the engine in use, and why another one cannot be, null if it can."""
         missing = {name: missing_scorer(name) for name in NAMES}
         return {"scorer": self._pipeline.scorer.name, "model": self._pipeline.model_name, "missing": missing}
 
+    def take(self, scorer: Scorer, model_file: Path) -> None:
+        """Another model, opened by the engine in use; the other engine opens it when it is asked for."""
+        self._opened = {scorer.name: scorer}
+        self._model_file = model_file
+
     async def use(self, name: str, note: Callable[[], None] = lambda: None) -> None:
         """Score with the engine `name` from the next batch on, durably. Raises NotPossible if it cannot be used here.
 
         `note` tells of a change before it happens, on another thread; if it fails nothing changes.
         """
-        async with self._turn:
+        async with self.turn:
             scorer = self._opened.get(name)
             if scorer is None:
                 missing = missing_scorer(name)

@@ -134,6 +134,17 @@ class DecideSettings(Section, frozen=True):
     unknown_amount_min: Annotated[int, Meta(ge=0, le=10**10)] = 0  # minor units of the base currency: from here on
     review_threshold: Probability | None = None
     decline_threshold: Probability | None = None
+    reasons_max: Annotated[int, Meta(ge=0, le=10)] = 3  # features that explain a score, in words; 0: codes alone
+    reasons_rows_max: Annotated[int, Meta(ge=1, le=128)] = 32  # transactions of a micro-batch that are explained; 0.1 ms each
+
+
+class WatchSettings(Section, frozen=True):
+    """Samples of what is scored, looked at beside scoring (docs/models.md)."""
+
+    share: Probability = 0.01  # of transactions: population stability, and the log of vectors for weir doctor --skew; 0: none
+    challenger_share: Probability = 0.1  # of transactions that a challenger scores in the shadow
+    # bytes of the log of vectors, two files of half of it; 0: none. 32 MiB are 150,000 vectors of 40 features
+    log_bytes_max: Annotated[int, Meta(ge=0, le=1 << 40)] = 32 * MIB
 
 
 class IdempotencySettings(Section, frozen=True):
@@ -178,6 +189,7 @@ class Settings(Section, frozen=True):
     write_behind: WriteBehindSettings = WriteBehindSettings()
     queue: QueueSettings = QueueSettings()
     decide: DecideSettings = DecideSettings()
+    watch: WatchSettings = WatchSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
     inference: InferenceSettings = InferenceSettings()
     shadow: ShadowSettings = ShadowSettings()

@@ -19,7 +19,8 @@ from service.replies import Replies
 from service.rows import Rows
 
 Answer = bytes | Decision | WeirError  # bytes: the JSON reply
-REPLIES, DECISIONS, TRACES = range(3)  # what is wanted of a ticket: JSON replies, Decisions, Decisions with traces
+REPLIES = 0  # what is wanted of a ticket: JSON replies, or Decisions, with any of
+DECISIONS, TRACES, REASONS = 1, 2, 4  # Decisions, traces, reasons of rows that are approved too
 
 
 class Sink(Protocol):

@@ -22,7 +22,7 @@ from service.errors import (
     WeirError,
     as_problem,
 )
-from service.handlers import audit, compare, decisions, entities, health, inference, labels, lists, score, scorer, tiers
+from service.handlers import audit, compare, decisions, entities, health, inference, labels, lists, models, score, scorer, tiers
 from service.handlers.exchange import Front, Handler, Route, json_reply, problem_reply
 from service.journal_format import NO_SPACE
 from service.metrics import Metrics
@@ -44,7 +44,7 @@ def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: S
     # aiohttp's own limit only bounds what is read at all; each route has its own (exchange.read_body).
     app = web.Application(client_max_size=max(server.body_bytes_max, server.batch_body_bytes_max) + 1)
     allowed: dict[str, set[str]] = {}
-    for module in (score, labels, decisions, entities, lists, tiers, scorer, audit, compare, health, inference):
+    for module in (score, labels, decisions, entities, lists, tiers, scorer, models, audit, compare, health, inference):
         for route in module.routes(front):
             handler = _wrap(route, front)
             app.router.add_route(route.method, route.path, handler, expect_handler=_expect)

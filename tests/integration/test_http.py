@@ -22,7 +22,7 @@ from service.handlers.router import build_web_app
 from service.lists import ListEntry
 from service.metrics import Metrics
 from service.settings import ServerSettings, Settings
-from service.ticket import DECISIONS, REPLIES, TRACES, Answer
+from service.ticket import DECISIONS, REASONS, REPLIES, TRACES, Answer
 
 TX = {"event_id": "t-1", "ts": 1750000000000, "amount": 1299, "currency": "EUR", "card_id": "c1", "merchant_id": "m1"}
 BODY = json.dumps(TX).encode()
@@ -62,9 +62,9 @@ class EngineDouble:
         self._note("submit_many", len(bodies), wanted)
         return answers
 
-    async def try_many(self, bodies: list[bytes], form: int, trace: bool) -> list[Answer]:
-        answers = self._answers(bodies, form, TRACES if trace else DECISIONS)
-        self._note("try_many", len(bodies), trace)
+    async def try_many(self, bodies: list[bytes], form: int, wanted: int) -> list[Answer]:
+        answers = self._answers(bodies, form, wanted | DECISIONS)
+        self._note("try_many", len(bodies), wanted)
         return answers
 
     def _answers(self, bodies: list[bytes], form: int, wanted: int) -> list[Answer]:
@@ -72,7 +72,7 @@ class EngineDouble:
         answers: list[Answer] = []
         for body in bodies:
             try:
-                decision = _decision(decode_transaction(body), {"l1": 1} if wanted == TRACES else None)
+                decision = _decision(decode_transaction(body), {"l1": 1} if wanted & TRACES else None)
             except errors.WeirError as error:
                 answers.append(error)
             else:
@@ -185,7 +185,7 @@ async def test_score_answers_decision(service: Service) -> None:
 async def test_score_flags_reach_engine_and_reply(service: Service) -> None:
     """commit, explain and trace do what they say."""
     _, reply, _ = await service.call("POST", "/v1/score?commit=false&explain=1&trace=1", BODY)
-    assert service.engine.calls == [("try_many", 1, True)]
+    assert service.engine.calls == [("try_many", 1, DECISIONS | REASONS | TRACES)]
     assert (reply["reasons"], reply["trace"]) == (["R"], {"l1": 1})
 
 
@@ -305,7 +305,7 @@ async def test_batch_array_errors_in_place(service: Service) -> None:
     body = b"[" + BODY + b"," + BODY.replace(b"1299", b"-1") + b"]"
     status, reply, _ = await service.call("POST", "/v1/score/batch?explain=1&commit=0", body)
     assert status == 200
-    assert service.engine.calls == [("try_many", 2, False)]
+    assert service.engine.calls == [("try_many", 2, DECISIONS | REASONS)]
     assert [entry["event_id"] for entry in reply] == ["t-1", "t-1"]
     assert reply[0]["reasons"] == ["R"]
     assert reply[1]["error"]["field"] == "amount"
@@ -314,7 +314,7 @@ async def test_batch_array_errors_in_place(service: Service) -> None:
 async def test_batch_trace_comes_with_every_decision(service: Service) -> None:
     """?trace=1 reaches the engine, and each decision carries its trace."""
     status, reply, _ = await service.call("POST", "/v1/score/batch?trace=1", b"[" + BODY + b"," + BODY + b"]")
-    assert (status, service.engine.calls) == (200, [("submit_many", 2, TRACES)])
+    assert (status, service.engine.calls) == (200, [("submit_many", 2, DECISIONS | TRACES)])
     assert [entry["trace"] for entry in reply] == [{"l1": 1}] * 2
 
 

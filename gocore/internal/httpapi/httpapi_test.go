@@ -168,15 +168,21 @@ func TestRead_Gzip_LimitIsOnWhatComesOut(t *testing.T) {
 }
 
 func TestAppendDecision_ExplainOrNot_FieldsInOrder(t *testing.T) {
-	a := pipeline.Answer{Replayed: true, Decision: &decisions.Stored{
-		LSN: 5, Score: 0.5, Outcome: "review", Model: "m@1", Scorer: "go", Degraded: []string{"redis"}, Reasons: []string{"L3_UNKNOWN"},
-	}}
-	want := `{"event_id":"a\"","score":0.5,"outcome":"review","model":"m@1","scorer":"go","lsn":5,"replayed":true,"degraded":["redis"]`
-	if got := string(appendDecision(nil, `a"`, &a, false)); got != want+"}" {
-		t.Error(got)
-	}
-	if got := string(appendDecision(nil, `a"`, &a, true)); got != want+`,"reasons":["L3_UNKNOWN"]}` {
-		t.Error(got)
+	for _, outcome := range []string{"approve", "review", "decline"} {
+		a := pipeline.Answer{Replayed: true, Decision: &decisions.Stored{
+			LSN: 5, Score: 0.5, Outcome: outcome, Model: "m@1", Scorer: "go", Degraded: []string{"redis"}, Reasons: []string{"L3_UNKNOWN"},
+		}}
+		want := `{"event_id":"a\"","score":0.5,"outcome":"` + outcome + `","model":"m@1","scorer":"go","lsn":5,"replayed":true,"degraded":["redis"]`
+		explained := want + `,"reasons":["L3_UNKNOWN"]}`
+		if got := string(appendDecision(nil, `a"`, &a, true)); got != explained {
+			t.Error(got)
+		}
+		if outcome == "approve" {
+			explained = want + "}"
+		}
+		if got := string(appendDecision(nil, `a"`, &a, false)); got != explained {
+			t.Error(got)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
+	"weir/gocore/internal/decide"
 	"weir/gocore/internal/jsontext"
 	"weir/gocore/internal/pipeline"
 	"weir/gocore/internal/problem"
@@ -135,7 +136,7 @@ func (f *Front) split(x *exchange, body []byte) (rows [][]byte, isLines bool, er
 	return rows, isLines, nil
 }
 
-// appendDecision appends the JSON reply to one transaction; reason codes only with explain.
+// appendDecision appends the JSON reply to one transaction; reason codes of an approved one only with explain.
 func appendDecision(dst []byte, eventID string, a *pipeline.Answer, explain bool) []byte {
 	d := a.Decision
 	dst = jsontext.AppendString(append(dst, `{"event_id":`...), eventID)
@@ -146,7 +147,7 @@ func appendDecision(dst []byte, eventID string, a *pipeline.Answer, explain bool
 	dst = strconv.AppendUint(append(dst, `,"lsn":`...), d.LSN, 10)
 	dst = strconv.AppendBool(append(dst, `,"replayed":`...), a.Replayed)
 	dst = jsontext.AppendStrings(append(dst, `,"degraded":`...), d.Degraded)
-	if explain {
+	if explain || d.Outcome != decide.Approve {
 		dst = jsontext.AppendStrings(append(dst, `,"reasons":`...), d.Reasons)
 	}
 	return append(dst, '}')
