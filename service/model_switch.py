@@ -189,7 +189,9 @@ class ModelSwitch:
         explainer, decide = None, self._settings.decide
         if card.reference and decide.reasons_max:
             reference = np.array(card.reference, dtype=np.float32)
-            explainer = Explainer(self._words, reference, self._infer, decide.reasons_max, decide.reasons_rows_max)
+            explainer = Explainer(
+                self._words, reference, self._infer, decide.reasons_max, decide.reasons_rows_max, decide.reasons_share
+            )
         policy = self._policy_of(card)
         self._pipeline.use(scorer, card.model, policy, explainer)
         self._dry_run.use(scorer, card.model, policy, explainer)

@@ -2,8 +2,9 @@
 
 For what the score reviews or declines, and for whatever a caller asks about (`?explain=1`), unless a list decided: one more
 call of the model per micro-batch, for those rows alone (models/explain.py, 0.1 ms a row). A batch that is approved costs one
-look. At most `rows_max` rows of a micro-batch are explained, those who were asked about first, then the highest scores; what
-is left keeps its code, so that a stream in which everything is suspicious still flows.
+look. At most `rows_max` rows of a micro-batch are explained, those who were asked about first, then the highest scores, and of
+those nobody asked about no more than `share` of all transactions in the long run: what is left keeps its code, so that a stream
+in which everything is suspicious still flows.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,20 +43,24 @@ class Explainer:
     """Explains the scores of one model. reference: float32 (n_features,), what is usual; infer: the model itself."""
 
     def __init__(
-        self, words: Words, reference: Float32s, infer: Callable[[Float32s], Float32s], reasons_max: int, rows_max: int
-    ) -> None:
+        self, words: Words, reference: Float32s, infer: Callable[[Float32s], Float32s], reasons_max: int, rows_max: int,
+        share: float,
+    ) -> None:  # fmt: skip
         self.n_left = 0  # rows that kept only their code
         self._words = words
         self._reference = reference
         self._infer = infer
         self._reasons_max = reasons_max
         self._rows_max = rows_max
+        self._share = share
+        self._room = float(rows_max)  # rows that may be explained without being asked about
 
     def explain(self, batch: "Batch", classes: Uint8s, conclusions: list[Conclusion]) -> tuple[Uint8s, list[Conclusion]]:
         """`decide_rows`'s answer with conclusions of their own for the rows that are explained.
 
         The batch is scored and its vectors are still in the arena. Raises what the model raises.
         """
+        self._room = min(self._room + batch.n_rows * self._share, float(self._rows_max))
         wanted = 0
         for ticket in batch.tickets:
             wanted |= ticket.wanted
@@ -93,6 +98,7 @@ class Explainer:
         of_score = [row for row in np.flatnonzero(classes).tolist() if by_score[classes[row]]]
         risks = batch.arena.risk
         rows = list(dict.fromkeys([*asked, *sorted(of_score, key=lambda row: -float(risks[row]))]))
-        n_max = min(self._rows_max, CONCLUSIONS_MAX - len(conclusions))
+        n_max = min(self._rows_max, CONCLUSIONS_MAX - len(conclusions), len(asked) + int(self._room))
         self.n_left += max(len(rows) - n_max, 0)
+        self._room -= max(min(len(rows), n_max) - len(asked), 0)
         return sorted(rows[:n_max])

@@ -136,6 +136,7 @@ class DecideSettings(Section, frozen=True):
     decline_threshold: Probability | None = None
     reasons_max: Annotated[int, Meta(ge=0, le=10)] = 3  # features that explain a score, in words; 0: codes alone
     reasons_rows_max: Annotated[int, Meta(ge=1, le=128)] = 32  # transactions of a micro-batch that are explained; 0.1 ms each
+    reasons_share: Probability = 0.03  # of all transactions, explained without being asked about; twice what is usually flagged
 
 
 class WatchSettings(Section, frozen=True):

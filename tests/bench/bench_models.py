@@ -56,7 +56,7 @@ def run(rounds: int) -> Iterator[tuple[str, float]]:
             continue
         scorer = open_scorer(name, plan, ARTIFACTS / "cards" / MODEL_FILE)
         risks = scorer.infer(vectors)
-        explainer = Explainer(Words(spec), reference, scorer.infer, 3, 32)
+        explainer = Explainer(Words(spec), reference, scorer.infer, 3, 32, 1.0)
         for n in ROWS:
             call = functools.partial(explainer.words, vectors[:n], risks[:n])
             yield f"reasons of {n:2} rows, {name}", median_us(call, rounds)

@@ -124,9 +124,20 @@ async def test_rows_beyond_the_bound_keep_their_code(start: Any, stream: list[Tr
     assert all(d.reasons is not None and d.reasons[0] in CODES for d in decisions)
 
 
+async def test_share_bounds_what_is_explained_unasked(start: Any, stream: list[Transaction]) -> None:
+    """Where everything is flagged, a burst of 8 and then 5 % are explained; who asks always is."""
+    running = await start("decide.review_threshold=0", "decide.reasons_rows_max=8", "decide.reasons_share=0.05")
+    decisions = await running.send(stream[:800], batch=20)
+    with_words = [place for place, d in enumerate(decisions) if len(d.reasons or ()) > 1]
+    assert 40 < len(with_words) <= 8 + 40
+    assert max(with_words) > 700
+    for decision in await explained(running, stream[800:803]):
+        assert len(decision.reasons or ()) > 1
+
+
 async def test_largest_bound_fits_a_batch_of_any_size(start: Any, stream: list[Transaction]) -> None:
     """128 explained rows among 512 that are all flagged, each decision with its own words."""
-    running = await start("decide.review_threshold=0", "decide.reasons_rows_max=128")
+    running = await start("decide.review_threshold=0", "decide.reasons_rows_max=128", "decide.reasons_share=1")
     decisions = await running.send(stream[:512], batch=512)
     assert sum(len(d.reasons or ()) > 1 for d in decisions) > 100
     assert {d.lsn for d in decisions} == set(range(decisions[0].lsn, decisions[0].lsn + 512))
@@ -142,7 +153,7 @@ async def test_reasons_off_leaves_codes(start: Any, stream: list[Transaction]) -
 
 async def test_failing_explanation_fails_the_batch_and_leaves_no_trace(start: Any, stream: list[Transaction]) -> None:
     """A model that breaks while it is asked why takes the batch with it: no profile, no decision; the next one works."""
-    running = await start("decide.review_threshold=0")
+    running = await start("decide.review_threshold=0", "decide.reasons_share=1")
     await running.send(stream[:50])
     explainer = running.engine.pipeline.explainer
 
