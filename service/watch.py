@@ -106,6 +106,7 @@ class Watch:
         self._task: asyncio.Task[None] | None = None
         self._n_changes = 0
         self._stopping = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._log_at = 0.0
 
     def look(self, batch: "Batch") -> None:
@@ -181,7 +182,11 @@ class Watch:
                 log.warning("a sample was not looked at", problem=str(error))
 
     async def work_off(self) -> None:
-        """Look at everything that is copied now."""
+        """Look at everything that is copied now; whoever is at it already is waited for."""
+        async with self._turn:
+            await self._work_off()
+
+    async def _work_off(self) -> None:
         drift, challenger, n_changes = self.drift, self.challenger, self._n_changes
         sample, asked = self._samples.take(), self._challenged.take()
         for part in sample.parts() if sample is not None else ():
