@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from loadgen.bench.stores import Stores
+from loadgen.bench.stores import Stores, is_running
 
 READY_DEADLINE_S = 120.0  # s; a full data directory replays its journal first
 STOP_DEADLINE_S = 60.0  # s; a graceful stop flushes what is dirty
+STORES_END_S = 5.0  # s; an embedded server ends when its owner is gone
 POLL_S = 0.002  # s between looks at the child's output: the error of the time to ready
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 STDERR_TAIL = 1_500  # characters of a failed child's stderr that are shown
@@ -124,10 +125,15 @@ class Child:
             self.lender, self.stores = lender, lender.stores
 
     def kill(self) -> None:
+        """Its stores end with it: wait for them too, or they would still write into a directory that is being removed."""
+        stores = self.stores.pids() if self.alive() else []
         if self.alive():
-            self.stores.resume()  # they end with it, and a stopped one would not
+            self.stores.resume()  # a stopped one would not end
         self._process.kill()
         self._process.wait()
+        deadline = time.monotonic() + STORES_END_S
+        while any(map(is_running, stores)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
         if self.lender is not None:
             self.lender.kill()
 

@@ -91,8 +91,15 @@ def descendants(pid: int) -> Iterator[int]:
         todo = [child for parent in todo for child in children.get(parent, [])]
 
 
+def is_running(pid: int) -> bool:
+    """False for one that has ended, whether somebody has waited for it or not."""
+    with contextlib.suppress(OSError):
+        return _stat(pid)[0] not in "ZX"
+    return False
+
+
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/pid/stat from the state on: 1 is the parent, 11 to 14 CPU ticks, 21 resident pages. Raises OSError."""
+    """Fields of /proc/pid/stat: 0 is the state, 1 the parent, 11 to 14 CPU ticks, 21 resident pages. Raises OSError."""
     text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     return text.rpartition(")")[2].split()  # the name before it may hold spaces and parentheses
 

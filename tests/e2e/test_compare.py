@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from loadgen.bench.stores import descendants
+from loadgen.bench.stores import descendants, is_running
 from service.auth import Role, add_key
 
 if TYPE_CHECKING:
@@ -102,12 +102,6 @@ def wait_until_ended(pids: list[int]) -> None:
     while left := [pid for pid in pids if is_running(pid)]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
-
-
-def is_running(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
 
 
 @pytest.mark.parametrize(

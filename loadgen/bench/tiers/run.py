@@ -65,7 +65,7 @@ async def run_tiers(
     distances: dict[float, float | None] = {}
     decided: dict[Arm, Changes | None] = {}
     measured: dict[Arm, list[Sent]] = {arm: [] for arm in arms}
-    with tempfile.TemporaryDirectory(prefix="weir-bench-", dir=work_dir) as work:
+    with tempfile.TemporaryDirectory(prefix="weir-bench-", dir=work_dir, ignore_cleanup_errors=True) as work:
         rig = _Rig(options, dataset, Path(work), report)
         reference = await rig.decide(arms[0])
         decided[arms[0]] = None
@@ -138,8 +138,7 @@ class _Rig:
     @contextlib.contextmanager
     def _service(self, arm: Arm) -> "Iterator[tuple[Child, float | None]]":
         """A service on a state that nobody has used, and the round trip to its Redis."""
-        state = self._work / "state"
-        state.mkdir()
+        state = Path(tempfile.mkdtemp(prefix="state-", dir=self._work))
         with contextlib.ExitStack() as stack:
             stack.callback(shutil.rmtree, state, ignore_errors=True)
             stores: tuple[str, ...] = ()

@@ -63,12 +63,18 @@ def tables(result: TogglesResult) -> list[Table]:
         (name, s.n, s.p50, s.p90, s.p99, s.p99_9, s.max)
         for name, s in (("left alone", result.quiet), ("toggled", result.toggling))
     ]
-    switched: list[Sequence[Cell]] = [(t.name, t.n, t.p50_ms, t.max_ms) for t in result.toggled]
+    switched: list[Sequence[Cell]] = [
+        (t.name, t.n, t.p50_ms, t.max_ms, t.request_p99_us, t.request_max_us) for t in result.toggled
+    ]
     pairs: list[Sequence[Cell]] = [(number + 1, *pair) for number, pair in enumerate(result.pairs)]
     title = f"{result.options.rate:g} requests/s, {result.degraded} degraded, {result.failed} failed; µs"
     return [
         (title, ("what", "requests", "p50", "p90", "p99", "p99.9", "max"), latency),
-        ("Changes, ms until answered", ("what", "changes", "median", "most"), switched),
+        (
+            "Changes, ms until answered, and the requests due meanwhile and 0.2 s after it, µs",
+            ("what", "changes", "median ms", "most ms", "request p99", "request max"),
+            switched,
+        ),
         ("p99 of each window, µs", ("window", "left alone", "toggled"), pairs),
     ]
 

@@ -18,12 +18,14 @@ class TogglesOptions(msgspec.Struct, frozen=True):
 
 
 class Toggled(msgspec.Struct):
-    """What was switched how often, and how long the PUT took, ms."""
+    """What was switched how often, and how long the PUT took, ms; p99 and most of the requests due meanwhile, µs."""
 
     name: str
     n: int
     p50_ms: float
     max_ms: float
+    request_p99_us: int
+    request_max_us: int
 
 
 class TogglesResult(msgspec.Struct):

@@ -9,7 +9,7 @@ import asyncio
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,7 @@ from models.scorers import NAMES, missing_scorer
 
 DEADLINE_S = 30.0
 OFF_S = 0.02  # a tier stays off
+AFTER_S = 0.2  # after a switch in which a request that is due counts to it
 SPREAD = 0.8  # of a window: the toggles lie in it, so that the next quiet window begins with everything on
 LEFT_OUT = 0.25  # of a quiet window: what a tier still catches up belongs to neither
 WARM_S = 2.0
@@ -39,7 +40,7 @@ WARM_S = 2.0
 async def run_toggles(options: TogglesOptions, work_dir: Path | None, say: Callable[[str], None]) -> TogglesResult:
     """Raises BenchError."""
     has_stores = missing_stores() is None
-    with tempfile.TemporaryDirectory(prefix="weir-bench-", dir=work_dir) as work:
+    with tempfile.TemporaryDirectory(prefix="weir-bench-", dir=work_dir, ignore_cleanup_errors=True) as work:
         data_dir = Path(work) / "data"
         key = add_key(data_dir)
         dataset = _dataset(options, Path(work))
@@ -97,10 +98,10 @@ def _body(**what: object) -> bytes:
 async def _toggle(
     target: Target, options: TogglesOptions, switches: list[tuple[str, list[tuple[str, bytes]]]], recorder: Recorder,
     say: Callable[[str], None],
-) -> dict[str, list[float]]:  # fmt: skip
-    """Switch in every second window; ms of each PUT by what was switched. Raises BenchError."""
+) -> dict[str, list[tuple[float, float]]]:  # fmt: skip
+    """Switch in every second window; when each PUT began and how long it took, s, by what was switched. Raises BenchError."""
     client = Client(target, DEADLINE_S)
-    took: dict[str, list[float]] = {name: [] for name, _ in switches}
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in switches}
     per_window = options.toggles / options.windows / 2  # there and back are two
     gap_s = options.seconds * SPREAD / per_window
     n = 0
@@ -115,9 +116,9 @@ async def _toggle(
                 await asyncio.sleep(max(due - recorder.active_s(), 0.0))
                 name, there_and_back = switches[n % len(switches)]
                 for path, body in there_and_back:
-                    started = time.perf_counter()
+                    began_s, started = recorder.active_s(), time.perf_counter()
                     reply = await client.request(target.encode("PUT", path, body))
-                    took[name].append((time.perf_counter() - started) * 1e3)
+                    took[name].append((began_s, time.perf_counter() - started))
                     if reply.status != 200:
                         raise BenchError(f"{path}: {reply.status} {reply.body[:200]!r}")
                     await asyncio.sleep(OFF_S)
@@ -129,7 +130,9 @@ async def _toggle(
     return took
 
 
-def _result(options: TogglesOptions, recorder: Recorder, took: dict[str, list[float]], has_stores: bool) -> TogglesResult:
+def _result(
+    options: TogglesOptions, recorder: Recorder, took: dict[str, list[tuple[float, float]]], has_stores: bool
+) -> TogglesResult:
     due_s = np.arange(recorder.n_rows) / options.rate - WARM_S
     window = np.floor(due_s / options.seconds).astype(np.int64)
     place = due_s / options.seconds - window
@@ -156,13 +159,23 @@ def _result(options: TogglesOptions, recorder: Recorder, took: dict[str, list[fl
         pairs=pairs,
         degraded=sum(recorder.degraded_counts().values()),
         failed=recorder.n_failed,
-        toggled=[Toggled(name, len(ms), round(statistics.median(ms), 2), round(max(ms), 2)) for name, ms in took.items() if ms],
+        toggled=[_toggled(name, puts, recorder, options.rate) for name, puts in took.items() if puts],
         caveats=[
             "Service, stores and load generator share one machine.",
             "A tier is off for 20 ms and the time that its PUT takes: what it costs to be without it is another question.",
             *([] if has_stores else ["There was no L3: no Valkey and Postgres are installed."]),
         ],
     )
+
+
+def _toggled(name: str, puts: Sequence[tuple[float, float]], recorder: Recorder, rate: float) -> Toggled:
+    ms = [seconds * 1e3 for _, seconds in puts]
+    rows: set[int] = set()
+    for began_s, seconds in puts:
+        rows.update(range(int(began_s * rate), min(int((began_s + seconds + AFTER_S) * rate) + 1, recorder.n_rows)))
+    latencies = recorder.latency_us[sorted(rows)]
+    most = int(latencies.max(initial=0))
+    return Toggled(name, len(ms), round(statistics.median(ms), 2), round(max(ms), 2), _p99(latencies), most)
 
 
 def _p99(latencies_us: npt.NDArray[np.int64]) -> int:
