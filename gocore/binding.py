@@ -112,6 +112,7 @@ class Core:
             typeof, ("uint8_t[]", "int64_t[]", "uint64_t[]", "float[]")
         )
         self._submitted: dict[int, ArenaMemory] = {}
+        self._described: dict[int, dict[str, list[dict[str, Any]]]] = {}  # of models that were asked to infer, by handle
         self._finalizers: dict[tuple[str, int], weakref.finalize[..., object]] = {}  # by call and handle
         os.register_at_fork(after_in_child=self._forked)
 
@@ -146,6 +147,7 @@ class Core:
 
     def close_model(self, model: int) -> None:
         """Free the model; calls that still use it raise BadHandle."""
+        self._described.pop(model, None)
         self.check(self._lib.weir_model_close(model))
 
     def describe_model(self, model: int) -> dict[str, list[dict[str, Any]]]:
@@ -304,7 +306,9 @@ class Core:
 
         Raises BadArgument for a wrong number, type or shape, or an output of more than `output_bytes_max` bytes.
         """
-        described = self.describe_model(model)
+        described = self._described.get(model)
+        if described is None:
+            described = self._described[model] = self.describe_model(model)
         keep: list[Any] = []
         in_tensors = self._ffi.new("weir_tensor[]", max(len(inputs), 1))
         for tensor, array in zip(in_tensors, inputs, strict=False):
@@ -367,7 +371,8 @@ class Core:
     def _forked(self) -> None:
         """In the child of a fork."""
         self._lib = _Forked()
-        self.call_score, self.call_intake, self.call_encode = self._lib.weir_score, self._lib.weir_intake, self._lib.weir_encode
+        for name in [name for name in vars(self) if name.startswith("call_")]:
+            setattr(self, name, getattr(self._lib, name.replace("call_", "weir_", 1)))
         self._finalizers.clear()
 
 

@@ -36,26 +36,36 @@ class Words:
         self._features = spec.features
         self._rings = {ring.name: ring for kind in spec.kinds for ring in kind.ring}
         self._currency = spec.base_currency
+        self._sentences = [self._sentence(feature) for feature in spec.features]
+        self._usual: dict[tuple[int, float], str] = {}  # what is usual is always the same
 
     def say(self, place: int, value: float, usual: float) -> str:
         """What the feature at `place` says where the vector has `value`, beside what is usual."""
         feature = self._features[place]
-        now, before = _undone(feature, value), _undone(feature, usual)
+        now = _undone(feature, value)
         if feature.op in _YES_NO:
             return self._yes_no(feature, now)
         if feature.op in _SINCE and now < 0:
             return f"{_SINCE[feature.op]} {_on(feature)} {_window(feature)}".rstrip()
-        shown, shown_before = self._amount_of(feature, now), self._amount_of(feature, before)
-        if feature.op in _SINCE and before < 0:
-            shown_before = ""
-        sentence = self._sentence(feature, shown)
+        shown = self._amount_of(feature, now)
+        sentence = self._sentences[place].format(
+            shown=shown,
+            plural="" if shown == "1" else "s",
+            size=shown.lstrip("-"),
+            side="below" if shown.startswith("-") else "above",
+            counted=self._counted(feature, shown) if feature.op == "distinct" else "",
+        )
+        shown_before = self._usual.get((place, usual))
+        if shown_before is None:
+            before = _undone(feature, usual)
+            is_none = feature.op in _SINCE and before < 0
+            shown_before = self._usual[place, usual] = "" if is_none else self._amount_of(feature, before)
         return sentence if shown_before in (shown, "") else f"{sentence}, usually {shown_before}"
 
-    def _sentence(self, f: Feature, shown: str) -> str:
-        """The phrase around a value that is a text already."""
-        when, thing = _window(f), _thing(f)
-        of = f.of or ""
-        plural, side = "" if shown == "1" else "s", "below" if shown.startswith("-") else "above"
+    def _sentence(self, f: Feature) -> str:
+        """The phrase around a value that is a text already, with {places} for what depends on that."""
+        when, thing, of = _window(f), _thing(f), f.of or ""
+        shown, plural, side = "{shown}", "{plural}", "{side}"
         sentences = {
             "value": f"{of.removesuffix('_id')} {shown}",
             "hour": f"at {shown} o'clock UTC",
@@ -66,8 +76,8 @@ class Words:
             "max": f"largest payment {_on(f)} {when} of {shown}",
             "std": f"payments {_on(f)} {when} spread by {shown}",
             "ratio": f"{shown} times the {thing}'s average payment {when}",
-            "zscore": f"{shown.lstrip('-')} standard deviations {side} the {thing}'s average payment {when}",
-            "distinct": f"{self._counted(f, shown)} {_on(f)} {when}",
+            "zscore": f"{{size}} standard deviations {side} the {thing}'s average payment {when}",
+            "distinct": f"{{counted}} {_on(f)} {when}",
             "since_last": f"{shown} since the last payment {_on(f)}",
             "age": f"{thing} first seen {shown} ago",
             "speed_kmh": f"{thing} travelled at {shown} km/h since its last payment",
@@ -78,7 +88,7 @@ class Words:
             "since_first_fraud": f"first known fraud {_on(f)} {when} was {shown} ago",
             "since_last_fraud": f"last known fraud {_on(f)} {when} was {shown} ago",
         }
-        return sentences.get(f.op) or f"{f.name} {shown}"
+        return sentences.get(f.op) or f"{f.name} {{shown}}"
 
     def _amount_of(self, f: Feature, value: float) -> str:
         """The value with its unit."""
