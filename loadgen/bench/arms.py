@@ -17,6 +17,7 @@ from pathlib import Path
 
 from gocore.locate import BENCH_JSON, SERVER
 from loadgen.bench.children import STDERR_TAIL, BenchError, Child, script, start_weir
+from loadgen.bench.sizing import FLAGGED_SETTING
 from loadgen.bench.stores import missing_stores
 from models.scorers import missing_scorer
 
@@ -157,7 +158,7 @@ def start_arm(name: str, data_dir: Path, logs: Path, settings: Sequence[str]) ->
     """Start a server on any free port and wait until it is ready; `data_dir` is that of a Weir arm. Raises BenchError."""
     kind = kind_of(name)
     if kind in SCORERS:
-        return start_weir(data_dir, logs, (*settings, f"scorer={SCORERS[kind]}"), name)
+        return start_weir(data_dir, logs, (FLAGGED_SETTING, *settings, f"scorer={SCORERS[kind]}"), name)
     if kind == WEIR_GO:
         options = [part for setting in settings for part in ("--set", setting)]
         return Child(name, [str(SERVER), "--data-dir", str(data_dir), "--port", "0", *options], logs)

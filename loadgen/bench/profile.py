@@ -26,6 +26,7 @@ from loadgen.bench.arms import SCORERS, best_arm, wants_stores
 from loadgen.bench.children import STDERR_TAIL, BenchError, Child, add_key, pinned, start_weir
 from loadgen.bench.closed_loop import ClosedLoop
 from loadgen.bench.payloads import Payloads
+from loadgen.bench.sizing import FLAGGED_SETTING
 from loadgen.bench.stream.job import Job, run_job
 from loadgen.bench.terminal import JsonOut, one_line_errors, print_table, say, write
 from loadgen.bench.touch import touch_cards
@@ -136,7 +137,12 @@ async def run_profile(options: ProfileOptions, out: Path) -> ProfileResult:
         data_dir = work / "data"
         data_dir.mkdir()
         key = add_key(data_dir)
-        given = [*options.settings, f"scorer={options.scorer}", *(("embedded=true",) if options.stores else ())]
+        given = [
+            FLAGGED_SETTING,
+            *options.settings,
+            f"scorer={options.scorer}",
+            *(("embedded=true",) if options.stores else ()),
+        ]
         with pinned(server_core):
             child = start_weir(data_dir, work, given)
         stack.callback(child.stop)

@@ -1,4 +1,4 @@
-"""How large L1 has to be for the entities of a benchmark, and how many bytes their profiles are: from the plan of the spec."""
+"""How large L1 has to be for the entities of a benchmark, how many bytes their profiles are, how many events are flagged."""
 
 from features.plan import compile_plan
 from features.spec import load_spec
@@ -6,6 +6,10 @@ from loadgen.bench.payloads import N_MERCHANTS
 
 SPEC = "cards"
 ROOM = 1.1  # some slots are kept free
+
+# Events whose fields are drawn at random look suspicious to a model that was trained on people: it would have a quarter of them
+# reviewed, each with its sentences. From this score on it is 1 to 3 %, as in a stream of payments.
+FLAGGED_SETTING = "decide.review_threshold=0.2"
 
 
 def profile_bytes(cards: int, *, alone: bool = False) -> int:

@@ -20,7 +20,7 @@ from loadgen.bench.children import BenchError, Child, add_key, pinned, start_wei
 from loadgen.bench.closed_loop import ClosedLoop, Sample
 from loadgen.bench.entities.result import EntitiesOptions, EntitiesResult, EntitiesRow, limit_mb, paired_ratio
 from loadgen.bench.payloads import DRAWS, Payloads
-from loadgen.bench.sizing import l1_setting, profile_bytes
+from loadgen.bench.sizing import FLAGGED_SETTING, l1_setting, profile_bytes
 from loadgen.replay import ReplayStopped, TierCount, read_tiers
 from loadgen.sender import Client, SendError, Target
 from models.machine import machine
@@ -101,7 +101,7 @@ def _start(name: str, cards: int, l1: str, work: Path, options: EntitiesOptions)
     data_dir = work / name.replace(" ", "-")
     data_dir.mkdir()
     key = add_key(data_dir)
-    child = start_weir(data_dir, work, (*options.settings, l1), name)
+    child = start_weir(data_dir, work, (FLAGGED_SETTING, *options.settings, l1), name)
     target = Target.parse(child.url, key)
     draws = DRAWS
     while draws < min(cards, DRAWS_MAX):

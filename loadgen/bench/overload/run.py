@@ -20,6 +20,7 @@ from loadgen.bench.closed_loop import ClosedLoop
 from loadgen.bench.overload.job import Answers, OverloadJob, OverloadOutcome, run_overload_job
 from loadgen.bench.overload.result import Memory, OverloadOptions, OverloadResult
 from loadgen.bench.payloads import Payloads
+from loadgen.bench.sizing import FLAGGED_SETTING
 from loadgen.bench.touch import touch_cards
 from loadgen.sender import Client, SendError, Target
 from models.machine import machine
@@ -79,7 +80,7 @@ def _start(options: OverloadOptions, work: Path, server_core: int | None, client
     data_dir = work / "data"
     data_dir.mkdir()
     key = add_key(data_dir)
-    settings = [*options.settings, f"scorer={options.scorer}", *(("embedded=true",) if options.stores else ())]
+    settings = [FLAGGED_SETTING, *options.settings, f"scorer={options.scorer}", *(("embedded=true",) if options.stores else ())]
     with pinned(server_core):
         child = start_weir(data_dir, work, settings)
     child.stores.pin(client_core)

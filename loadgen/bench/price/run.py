@@ -40,6 +40,7 @@ from loadgen.bench.price.result import (
     make_parts,
     make_prices,
 )
+from loadgen.bench.sizing import FLAGGED_SETTING
 from loadgen.bench.touch import touch_cards
 from loadgen.sender import Target
 from models.machine import machine
@@ -135,7 +136,7 @@ def _start(name: str, work: Path, options: PriceOptions, core: int | None) -> _A
     data_dir = work / name.replace(" ", "-").replace(",", "")
     data_dir.mkdir()
     key = add_key(data_dir)
-    settings = [*options.settings, f"scorer={options.scorer}"]
+    settings = [FLAGGED_SETTING, *options.settings, f"scorer={options.scorer}"]
     if name in EMBEDDED:
         settings.append("embedded=true")
     with pinned(core):

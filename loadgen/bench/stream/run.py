@@ -18,7 +18,7 @@ import msgspec
 from loadgen.bench.children import BenchError, Child, add_key, start_weir
 from loadgen.bench.file_system import file_system, is_memory
 from loadgen.bench.lag import slope_per_s, until_level, watched
-from loadgen.bench.sizing import l1_setting, profile_bytes
+from loadgen.bench.sizing import FLAGGED_SETTING, l1_setting, profile_bytes
 from loadgen.bench.stream.job import Job, run_job
 from loadgen.bench.stream.result import ARMS, LEDGER, StreamOptions, StreamResult, StreamRun, make_arms
 from loadgen.sender import Target
@@ -75,7 +75,7 @@ def _start(name: str, work: Path, options: StreamOptions) -> _Arm:
     data_dir = work / name.replace(" ", "-")
     data_dir.mkdir()
     key = add_key(data_dir)
-    settings = [l1_setting(options.entities), *options.settings, f"scorer={ARMS[name][0]}"]
+    settings = [FLAGGED_SETTING, l1_setting(options.entities), *options.settings, f"scorer={ARMS[name][0]}"]
     if options.stores:
         settings.append("embedded=true")
     child = start_weir(data_dir, work, settings, f"weir-{name}")
