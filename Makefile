@@ -16,7 +16,7 @@ GO_STAMP := gocore/build/.built
 GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
-.PHONY: help setup go demo run test proof check test-python test-go fuzz-go fmt bench profile docs clean
+.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench profile docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -43,6 +43,9 @@ demo: setup go  ## generate a stream, score it through the whole service, print 
 
 run: setup go  ## start the service on embedded Valkey and Postgres; prints URL, key and a curl line; Ctrl-C stops it
 	@$(BIN)/python -m loadgen.demo --serve --data-dir $(DATA) --port $(PORT)
+
+screenshots: setup go  ## pictures of the console's pages into docs/img, light and dark, wide and on a phone; needs a Chromium
+	SCREENSHOTS=docs/img $(BIN)/python -m pytest -q tests/e2e/browser/pictures.py
 
 test: setup check test-python test-go  ## everything that has to be green: checks, then all tests
 

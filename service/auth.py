@@ -159,6 +159,15 @@ class KeyRing:
         """The name of a key that `role_of` knows, for the audit; empty for one that has gone meanwhile."""
         return self._names.get(_digest_of(header or ""), "")
 
+    def known(self, digest: str) -> tuple[str, Role] | None:
+        """Name and role of the key whose hex SHA-256 this is; None if there is none, or none any more. For sessions."""
+        if self._monotonic() >= self._check_at:
+            self._look()
+        found = self._roles.get(digest)
+        if found is None or self._expires_at.get(digest, LATEST_MS) <= self._wall_ms():
+            return None
+        return self._names[digest], found[1]
+
     def _find(self, header: str) -> Role:
         scheme, _, key = header.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():

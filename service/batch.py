@@ -7,6 +7,7 @@ import os
 import select
 import time
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from models.arena import Arena
 from models.scorer import AsideScorer, Scorer
 from service.lookup import slots_of
+from service.row_codec import Encoded
 from service.rows import concat
 from service.ticket import Ticket
 
@@ -30,6 +32,7 @@ class Batch:
         "n_rows",
         "rows",
         "scorer",
+        "seen",
         "slots",
         "tickets",
         "times",
@@ -46,6 +49,7 @@ class Batch:
         self.first_lsn = first_lsn
         self.scorer = scorer
         self.waves = 0
+        self.seen: npt.NDArray[np.int64] | None = None  # (rows, kinds): when profiles saw their last event, if watched
         self.vectors: npt.NDArray[np.float32] | None = None  # a copy of the arena's, if traces are wanted
         arena.lsns[:n] = range(first_lsn, first_lsn + n) if n <= FEW_ROWS else np.arange(first_lsn, first_lsn + n)
         arena.slots[:n] = self.slots
@@ -61,6 +65,16 @@ class Batch:
     @property
     def last_lsn(self) -> int:
         return self.first_lsn + self.n_rows - 1
+
+
+class Onlooker(Protocol):
+    """Looks at batches as they pass (service/sightings.py). Raises nothing."""
+
+    def before(self, batch: Batch) -> None:
+        """It is about to be scored."""
+
+    def after(self, batch: Batch, encoded: Encoded, classes: npt.NDArray[np.uint8]) -> None:
+        """It is in the journal; classes: uint8 (rows,), 0 for a plain approval."""
 
 
 class Aside:

@@ -14,7 +14,8 @@
     │   ├── ModelRefused        409  a model whose file, card, plan or golden scores are not right
     │   ├── BodyTooLarge        413
     │   ├── UnsupportedMedia    415
-    │   └── InvalidEvent        422  JSON, but a field is missing, of the wrong type or out of bounds
+    │   ├── InvalidEvent        422  JSON, but a field is missing, of the wrong type or out of bounds
+    │   └── TooManyAttempts     429  to sign in; carries Retry-After
     ├── DependencyError         another system did not answer
     │   └── TierUnavailable     503  names the tier
     ├── ServiceError            our own limit or fault
@@ -176,6 +177,21 @@ class InvalidEvent(CallerError):
     status = 422
     title = "Invalid event"
     code = "invalid-event"
+
+
+class TooManyAttempts(CallerError):
+    """Signing in failed too often; the address has to wait."""
+
+    status = 429
+    title = "Too many attempts"
+    code = "too-many-attempts"
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
 
 
 class DependencyError(WeirError):

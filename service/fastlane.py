@@ -49,7 +49,7 @@ _PLAIN_SO_FAR: Final = re.compile(
 )
 _KNOWN_ONCE: Final = frozenset({b"host", b"content-length", b"content-type", b"authorization", b"connection"})
 _NOT_PLAIN: Final = frozenset(
-    {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"proxy-connection", b"te", b"trailer"}
+    {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"proxy-connection", b"te", b"trailer", b"cookie"}
 )
 FIELDS_MAX: Final = 64  # of a plain head
 _LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,8}")

@@ -23,7 +23,7 @@ from features.plan import TS, Plan
 from models.arena import Arena
 from models.scorer import AsideScorer, Scorer
 from service.admission import Admission, answer_again
-from service.batch import Aside, Batch
+from service.batch import Aside, Batch, Onlooker
 from service.clock import Clock
 from service.codec import JSON
 from service.decide import Policy, decide_rows
@@ -69,6 +69,7 @@ class Pipeline:
         self.batch_rows, self.batch_waves = Histogram(ROWS_BOUNDS), Histogram(WAVES_BOUNDS)
         self.batch_seconds = {stop: Histogram(LATENCY_BOUNDS) for stop in STOPS}
         self.outcomes: dict[str, int] = {"approve": 0, "review": 0, "decline": 0}
+        self.onlooker: Onlooker | None = None  # while somebody looks
         self.touched = touched
         self.batch_max = batch_max
         self._l1 = l1
@@ -246,6 +247,8 @@ class Pipeline:
         for ticket in tickets:
             if ticket.wanted & TRACES:
                 ticket.seen = [last_seen(self._l1.slabs, slots) for slots in ticket.slots.tolist()]
+        if self.onlooker is not None:
+            self.onlooker.before(batch)
         try:
             if batch.n_rows >= ASIDE_ROWS and hasattr(batch.scorer, "submit"):
                 for ticket in tickets:
@@ -287,6 +290,8 @@ class Pipeline:
         for place, n_rows in Counter(classes.tobytes()).items():
             self.outcomes[conclusions[place].outcome] += n_rows
         self._commit(batch, encoded)
+        if self.onlooker is not None:
+            self.onlooker.after(batch, encoded, classes)
         if self._journal.is_synced_before_reply:
             self._in_background(self._reply_when_durable(batch, encoded))
         else:

@@ -171,6 +171,17 @@ class InferenceSettings(Section, frozen=True):
     deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000)] = 10_000  # ms for the body to arrive, and again for the reply
 
 
+class ConsoleSettings(Section, frozen=True):
+    """The page for analysts at /console, and its sessions (docs/console.md)."""
+
+    enabled: bool = True  # false: no page, no sessions; keys and /v1 stay as they are
+    session_hours: Annotated[float, Meta(gt=0, le=720)] = 12.0  # hours after which somebody has to sign in again
+    idle_minutes: Annotated[float, Meta(gt=0, le=43_200)] = 60.0  # minutes without a request that end a session
+    login_failures_max: Annotated[int, Meta(ge=1, le=1000)] = 5  # per address and minute; then 429
+    feed_clients_max: Annotated[int, Meta(ge=1, le=1000)] = 16  # who may follow GET /v1/events at a time; then 429
+    feed_interval_ms: Annotated[int, Meta(ge=100, le=60_000)] = 1_000  # ms between two events of the feed
+
+
 class Settings(Section, frozen=True):
     """The whole. Names of tables are names of stops."""
 
@@ -194,6 +205,7 @@ class Settings(Section, frozen=True):
     idempotency: IdempotencySettings = IdempotencySettings()
     inference: InferenceSettings = InferenceSettings()
     shadow: ShadowSettings = ShadowSettings()
+    console: ConsoleSettings = ConsoleSettings()
 
 
 def load_settings(config: Path | None = None, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Settings:

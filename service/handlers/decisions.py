@@ -1,4 +1,7 @@
-"""GET /v1/decisions/{event_id}: what was decided about a transaction, and why."""
+"""GET /v1/decisions/{event_id}: what was decided about a transaction, and why.
+
+With the `trace` of `?trace=1` (features, tier and age of every profile) if the live feed showed it: nothing else keeps those.
+"""
 
 from aiohttp import web
 
@@ -12,6 +15,8 @@ def routes(front: Front) -> list[Route]:
 
     async def get_decision(request: web.Request) -> web.Response:
         stored = await front.engine.decision(request.match_info["event_id"])
-        return json_reply(encode(stored.reply()))
+        reply = stored.reply()
+        trace = front.feed.trace_of(request.match_info["event_id"])
+        return json_reply(encode(reply if trace is None else reply | {"trace": trace}))
 
     return [Route("GET", "/v1/decisions/{event_id}", "decisions", Role.INGEST, get_decision)]

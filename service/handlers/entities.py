@@ -24,7 +24,8 @@ def routes(front: Front) -> list[Route]:
 
     async def delete_entity(request: web.Request) -> web.Response:
         kind, entity_id = read_entity(request, front)
-        who = front.keys.name_of(request.headers.get("Authorization"))
+        who = front.name_of(request)
+        front.feed.forget()
         result = await front.engine.erase(kind, entity_id, who, ERASURE_WAIT_S)
         return json_reply(encode(result), 202 if result["left"] else 200)
 

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from features.transaction import ID_LENGTH_MAX
 from service.auth import KeyRing, Role
+from service.console.sessions import COOKIE, CSRF_HEADER, Sessions
 from service.errors import (
     PROBLEM_CONTENT_TYPE,
     BodyTooLarge,
@@ -24,6 +25,7 @@ from service.errors import (
     WeirError,
     problem,
 )
+from service.feed import Feed
 from service.metrics import Metrics
 from service.score_calls import ScoreCalls
 from service.settings import Settings
@@ -45,6 +47,21 @@ class Front(msgspec.Struct, frozen=True):
     keys: KeyRing
     metrics: Metrics
     settings: Settings
+    sessions: Sessions
+    feed: Feed
+
+    def role_of(self, request: web.Request) -> Role:
+        """The role of the key, or of the session where no key is sent. Raises Unauthorized, Forbidden without a CSRF token."""
+        headers = request.headers
+        header = headers.get("Authorization")
+        if header is None and "Cookie" in headers and COOKIE in request.cookies:
+            return self.sessions.admit(request.cookies[COOKIE], request.method, headers.get(CSRF_HEADER))
+        return self.keys.role_of(header)
+
+    def name_of(self, request: web.Request) -> str:
+        """The name of the key that `role_of` has let in, for the audit."""
+        header = request.headers.get("Authorization")
+        return self.sessions.holder(request.cookies.get(COOKIE)).name if header is None else self.keys.name_of(header)
 
 
 class Route(msgspec.Struct, frozen=True):

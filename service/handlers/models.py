@@ -29,7 +29,7 @@ def routes(front: Front) -> list[Route]:
         return await _changed(request, ModelBody("stopped", None), "challenger")
 
     async def _changed(request: web.Request, change: ModelBody, role: str) -> web.Response:
-        await engine.choose_model(change, role, front.keys.name_of(request.headers.get("Authorization")))
+        await engine.choose_model(change, role, front.name_of(request))
         shown = await engine.models.describe()
         return json_reply(encode({name: shown[name] for name in ("champion", "previous", "challenger")}))
 

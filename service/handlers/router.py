@@ -14,6 +14,7 @@ import structlog
 from aiohttp import HttpVersion11, web
 
 from service.auth import KeyRing, log_refusal, require
+from service.console.sessions import Sessions
 from service.errors import (
     PROBLEM_CONTENT_TYPE,
     DiskFull,
@@ -22,7 +23,24 @@ from service.errors import (
     WeirError,
     as_problem,
 )
-from service.handlers import audit, compare, decisions, entities, health, inference, labels, lists, models, score, scorer, tiers
+from service.feed import Feed
+from service.handlers import (
+    audit,
+    compare,
+    console,
+    decisions,
+    entities,
+    events,
+    health,
+    inference,
+    labels,
+    lists,
+    models,
+    score,
+    scorer,
+    session,
+    tiers,
+)
 from service.handlers.exchange import Front, Handler, Route, json_reply, problem_reply
 from service.journal_format import NO_SPACE
 from service.metrics import Metrics
@@ -39,12 +57,18 @@ _log = structlog.get_logger("weir.http")
 
 def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: Settings) -> web.Application:
     """The aiohttp application of the service. It owns no tasks and closes nothing."""
-    front = Front(engine, ScoreCalls(engine, metrics, settings.server), keys, metrics, settings)
+    feed = Feed(engine, metrics, settings.console)
+    sessions = Sessions(keys, settings.console)
+    front = Front(engine, ScoreCalls(engine, metrics, settings.server), keys, metrics, settings, sessions, feed)
     server = settings.server
     # aiohttp's own limit only bounds what is read at all; each route has its own (exchange.read_body).
     app = web.Application(client_max_size=max(server.body_bytes_max, server.batch_body_bytes_max) + 1)
+    app.on_shutdown.append(lambda _: _end(feed))
     allowed: dict[str, set[str]] = {}
-    for module in (score, labels, decisions, entities, lists, tiers, scorer, models, audit, compare, health, inference):
+    for module in (
+        score, labels, decisions, entities, lists, tiers, scorer, models, audit, compare, events, session, console,
+        health, inference,
+    ):  # fmt: skip
         for route in module.routes(front):
             handler = _wrap(route, front)
             app.router.add_route(route.method, route.path, handler, expect_handler=_expect)
@@ -57,6 +81,10 @@ def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: S
     for unknown in (_refuse_path(f"{inference.ROOT}/{{unknown:.*}}", inference.NOT_HERE), _refuse_path()):
         app.router.add_route("*", unknown.path, _wrap(unknown, front), expect_handler=_expect)
     return app
+
+
+async def _end(feed: Feed) -> None:
+    feed.close()
 
 
 async def _expect(request: web.Request) -> None:
@@ -85,14 +113,14 @@ def _refuse_path(path: str = "/{unknown:.*}", text: str = "there is nothing at t
 def _wrap(route: Route, front: Front) -> Handler:
     """`route.handler` with key check, metrics and replies for its failures. Nothing but health is served before the start."""
     name, need, handler = route.name, route.need, route.handler
-    role_of, requests, check_started = front.keys.role_of, front.metrics.requests, front.engine.check_started
+    role_of, requests, check_started = front.role_of, front.metrics.requests, front.engine.check_started
     observe = front.metrics.request_seconds[name,].observe
 
     async def handle(request: web.Request) -> web.StreamResponse:
         started = perf_counter()
         try:
             if need is not None:
-                require(role_of(request.headers.get("Authorization")), need)
+                require(role_of(request), need)
                 check_started()
             response = await handler(request)
         except WeirError as error:

@@ -16,7 +16,7 @@ def routes(front: Front) -> list[Route]:
 
     async def put_scorer(request: web.Request) -> web.Response:
         change = decode_scorer_body(await read_body(request, server.body_bytes_max, server.request_deadline_ms))
-        who = front.keys.name_of(request.headers.get("Authorization"))
+        who = front.name_of(request)
         await engine.switch_scorer(change.scorer, change.reason, who)
         return json_reply(encode(engine.scorers.describe()))
 

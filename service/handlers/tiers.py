@@ -18,7 +18,7 @@ def routes(front: Front) -> list[Route]:
     async def put_tier(request: web.Request) -> web.Response:
         name = request.match_info["name"]
         change = decode_tier_body(await read_body(request, server.body_bytes_max, server.request_deadline_ms))
-        who = front.keys.name_of(request.headers.get("Authorization"))
+        who = front.name_of(request)
         await engine.switch_tier(name, change.enabled, change.reason, who)
         return json_reply(encode(next(tier for tier in engine.tiers() if tier["name"] == name)))
 

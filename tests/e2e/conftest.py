@@ -372,6 +372,23 @@ def rivals(tmp_path_factory: pytest.TempPathFactory, weir_go: tuple[str, ...]) -
             weir.end()
 
 
+@pytest.fixture(scope="session")
+def make_one() -> Callable[[Path, Sequence[str]], Iterator[Weir]]:
+    """`for one in make_one(directory, settings)`: a running `weir serve` with the stream's clock, ended afterwards."""
+
+    def make(directory: Path, settings: Sequence[str]) -> Iterator[Weir]:
+        one = Weir(directory, ["time.clock=stream", *settings])
+        loop = asyncio.new_event_loop()
+        try:
+            loop.run_until_complete(one.start())
+            yield one
+        finally:
+            loop.close()
+            one.end()
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def weir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weir]:
     """One running `weir serve`, with the stream's clock."""

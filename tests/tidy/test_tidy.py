@@ -92,6 +92,12 @@ def test_modules_begin_with_their_contract() -> None:
     assert silent == []
 
 
+def test_handlers_ask_the_front_who_calls() -> None:
+    """Whoever has a session is named by it: only `Front.name_of` may look at the Authorization header for a name."""
+    handlers = (ROOT / "service" / "handlers").glob("*.py")
+    assert [p.name for p in handlers if p.name != "exchange.py" and "keys.name_of" in p.read_text()] == []
+
+
 def test_notes_carry_an_issue_number() -> None:
     """A TODO names its issue; a FIXME does not reach main."""
     bad = []
