@@ -1,11 +1,16 @@
-"""The arithmetic of the live feed: percentiles of an interval, look-ups by tier, what a slow listener loses."""
+"""The live feed: percentiles, look-ups by tier, what a slow listener loses, and that it rests while nobody looks."""
 
+import asyncio
 import random
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from service.feed import QUEUED_MAX, Listener, latency, lookups
-from service.metrics import LATENCY_BOUNDS, Histogram
+from service.errors import Overloaded
+from service.feed import QUEUED_MAX, Feed, Listener, latency, lookups
+from service.metrics import LATENCY_BOUNDS, Histogram, Metrics
+from service.settings import ConsoleSettings
 
 
 def _histogram(*seconds: float) -> Histogram:
@@ -67,3 +72,30 @@ def test_slow_listener_loses_the_oldest_and_hears_how_many() -> None:
     assert listener.n_lost == 4
     left = [listener.queue.get_nowait() for _ in range(listener.queue.qsize())]
     assert left == [*(b"%d" % number for number in range(4, QUEUED_MAX + 3)), None]
+
+
+async def test_nothing_works_while_nobody_listens() -> None:
+    """The first listener sets the pipeline's onlooker and a task going, the last one takes both away; a closed feed is full."""
+    pipeline = SimpleNamespace(onlooker=None)
+    engine = cast(Any, SimpleNamespace(pipeline=pipeline, plan=None, clock=None))
+    feed = Feed(engine, Metrics(), ConsoleSettings(feed_clients_max=2))
+    tasks = asyncio.all_tasks()
+    first, second = feed.join(), feed.join()
+    assert pipeline.onlooker is not None
+    assert len(asyncio.all_tasks() - tasks) == 1
+    with pytest.raises(Overloaded):
+        feed.join()
+    feed.leave(first)
+    assert pipeline.onlooker is not None
+    feed.leave(second)
+    feed.leave(second)
+    await asyncio.sleep(0)
+    assert pipeline.onlooker is None
+    assert asyncio.all_tasks() == tasks
+    third = feed.join()
+    feed.close()
+    assert third.queue.get_nowait() is None
+    assert pipeline.onlooker is None
+    with pytest.raises(Overloaded):
+        feed.join()
+    await asyncio.sleep(0)
