@@ -1,6 +1,7 @@
 """weir-go and `weir serve` are sent the same requests and answer the same: status, headers, fields, and the words of a problem.
 
-What may differ is the LSN, the scorer's name, the order of currencies, and the detail of the requests in OWN_WORDS.
+What may differ is the LSN, the scorer's name, reasons in words (weir-go gives codes), the order of currencies, and the detail
+of the requests in OWN_WORDS.
 """
 
 import gzip
@@ -301,6 +302,8 @@ def _strip(content: Any, own_words: bool) -> None:
     for item in content.values():
         _strip(item, own_words)
     content.pop("scorer", None)
+    if isinstance(content.get("reasons"), list):
+        content["reasons"] = [reason for reason in content["reasons"] if " " not in reason]
     if content.get("lsn"):
         content["lsn"] = "given"
     if isinstance(content.get("score"), float):
