@@ -88,8 +88,11 @@ class Comparisons:
                 path.unlink(missing_ok=True)  # half of one, or of another version: a comparison can be made again
         self._known = {each.id: each for each in sorted(found, key=lambda each: each.started)}
 
-    def begin(self, asked: CompareBody, scorer: str, tiers: Sequence[str], who: str) -> Comparison:
-        """Start one; `tiers`: those that there are. Raises Conflict while another one runs, InvalidEvent, NotPossible."""
+    def begin(self, asked: CompareBody, scorer: str, model: Path, tiers: Sequence[str], who: str) -> Comparison:
+        """Start one with the engine and the model in use; `tiers`: those that there are.
+
+        Raises Conflict while another one runs, InvalidEvent, NotPossible.
+        """
         _check(asked, tiers)
         if self._running is not None:
             raise Conflict(f"comparison {self._running.id} is running, one at a time; wait for it or DELETE it", "id")
@@ -97,9 +100,8 @@ class Comparisons:
             raise NotPossible("the command weir bench tiers is not installed")
         comparison = Comparison(secrets.token_hex(6), "running", who, _now_ms(), asked)
         self._running = self._known[comparison.id] = comparison
-        command = _command(
-            asked, self._settings, scorer, not REMOTE.isdisjoint(tiers), self._directory / f"{comparison.id}.new"
-        )
+        output = self._directory / f"{comparison.id}.new"
+        command = _command(asked, self._settings, scorer, model, not REMOTE.isdisjoint(tiers), output)
         self._task = asyncio.get_running_loop().create_task(self._run(comparison, command))
         return comparison
 
@@ -218,7 +220,7 @@ def _check(asked: CompareBody, tiers: Sequence[str]) -> None:
         raise InvalidEvent("delays_ms: there is no L3 here to be far away", "delays_ms")
 
 
-def _command(asked: CompareBody, settings: Settings, scorer: str, has_stores: bool, output: Path) -> list[str]:
+def _command(asked: CompareBody, settings: Settings, scorer: str, model: Path, has_stores: bool, output: Path) -> list[str]:
     nice = shutil.which("nice")
     words = [nice, "-n", "19"] if nice else []
     words += [sys.executable, "-m", "service", "bench", "tiers", "--progress", "json", "--json", str(output)]
@@ -228,7 +230,7 @@ def _command(asked: CompareBody, settings: Settings, scorer: str, has_stores: bo
     words += ["--delays", ",".join(f"{delay:g}" for delay in asked.delays_ms)]
     for config in asked.configs:
         words += ["--config", config_text(config)]
-    for setting in handed_on(settings):
+    for setting in (f"model={model}", *handed_on(settings)):
         words += ["--set", setting]
     return words
 
@@ -241,7 +243,7 @@ def config_text(config: CompareConfig) -> str:
 def handed_on(settings: Settings) -> list[str]:
     """The settings that are not the default and belong to what is measured, as --set takes them."""
     defaults = Settings()
-    found = [] if settings.model is None else [f"model={settings.model}"]
+    found: list[str] = []
     for name in SECTIONS:
         section: Section = getattr(settings, name)
         for field in section.__struct_fields__:

@@ -62,6 +62,11 @@ class ScorerSwitch:
         missing = {name: missing_scorer(name) for name in NAMES}
         return {"scorer": self._pipeline.scorer.name, "model": self._pipeline.model_name, "missing": missing}
 
+    @property
+    def model_directory(self) -> Path:
+        """Where the model is that scores now."""
+        return self._model_file.parent
+
     def take(self, scorer: Scorer, model_file: Path) -> None:
         """Another model, opened by the engine in use; the other engine opens it when it is asked for."""
         self._opened = {scorer.name: scorer}

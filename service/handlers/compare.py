@@ -24,7 +24,8 @@ def routes(front: Front) -> list[Route]:
     async def start(request: web.Request) -> web.Response:
         asked = decode_compare_body(await read_body(request, server.body_bytes_max, server.request_deadline_ms))
         who = front.name_of(request)
-        comparison = comparisons().begin(asked, engine.pipeline.scorer.name, engine.tier_switch.names(), who)
+        scorers, tiers = engine.scorers, engine.tier_switch.names()
+        comparison = comparisons().begin(asked, engine.pipeline.scorer.name, scorers.model_directory, tiers, who)
         try:
             await asyncio.to_thread(engine.audit.note, who, "compare", id=comparison.id, request=asked)
         except OSError:  # nothing happens that the audit does not tell of

@@ -38,16 +38,16 @@ def reads_table(result: TiersResult) -> Table:
 
 def decisions_table(result: TiersResult) -> Table:
     """What changed against the first configuration."""
-    columns = ("arm", "decisions changed", "scores changed", "largest", "degraded", "what")
+    columns = ("arm", "changed", "scores", "largest", "degraded", "what")
     rows: list[Sequence[Cell]] = []
     for arm in result.arms:
         c = arm.changes
         if c is None:
             rows.append((arm.name, "reference", None, None, None, ""))
             continue
-        what = ", ".join(f"{name} {count:,}" for name, count in list(c.outcomes.items())[:3])
+        what = ", ".join(f"{name} {count:,}" for name, count in list(c.outcomes.items())[:2])
         rows.append((arm.name, c.decisions_changed, c.scores_changed, c.largest_score_change, c.degraded, what))
-    return f"Decisions, held against {result.arms[0].name}", columns, rows
+    return f"Decisions and scores changed, against {result.arms[0].name}; the largest change of a score", columns, rows
 
 
 def example_lines(arm: ArmResult, n_max: int) -> list[str]:
