@@ -3,10 +3,11 @@ import { call } from "./api.js";
 import { bars } from "./charts.js";
 import { confirmWithReason, toast } from "./dialog.js";
 import { badge, card, empty, h, table } from "./dom.js";
-import { count, share } from "./format.js";
+import { count, moment, share } from "./format.js";
 
 const OUTCOMES = ["approve", "review", "decline"];
 const DRIFT_WARN = 0.1, DRIFT_BAD = 0.25; // the usual reading of a population stability index
+const score = (value) => Number(value).toFixed(4);
 const part = (value) => (value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`);
 const pairs = (entries) => h("dl", { class: "pairs" }, entries.map(([term, value]) => h("div", {}, h("dt", {}, term), h("dd", {}, value))));
 
@@ -22,7 +23,7 @@ export function modelCards(known, reload) {
 
 function championCard({ champion, previous }, change) {
   return card("Champion", h("p", { class: "headline" }, h("strong", { id: "champion" }, champion.model)),
-    pairs([["Held for review from", champion.review_threshold], ["Declined from", champion.decline_threshold], ["Gives reasons", champion.explains ? "yes" : "codes only: its card has no reference"], ["Before it", previous ?? "none"]]),
+    pairs([["Held for review from", score(champion.review_threshold)], ["Declined from", score(champion.decline_threshold)], ["Gives reasons", champion.explains ? "yes" : "codes only: its card has no reference"], ["Before it", previous ?? "none"]]),
     previous && h("div", {}, h("button", { type: "button", class: "button", id: "roll-back",
       onclick: change(`Back to ${previous}?`, "It scores from the next batch on; no request is lost.", "Roll back", "champion", { rollback: true }) }, `Roll back to ${previous} …`)));
 }
@@ -45,7 +46,7 @@ function qualityCard(quality) {
   if (!entries.length) return card("What labels say", empty("No labels yet", "POST /v1/labels tells what transactions turned out to be."));
   const labelled = (one) => Object.values(one.labelled).reduce((sum, n) => sum + n.legit + n.fraud, 0);
   return card("What labels say", h("p", { class: "note" }, "Of the labelled transactions alone. Precision: the share of fraud among those held or declined, or declined; recall: the share of all fraud that is among them."),
-    table("Quality by model", ["Model", ...["Labelled", "Held: precision", "recall", "Declined: precision", "recall"].map((text) => ({ text, number: true }))],
+    table("Quality by model", ["Model", ...["Labelled", "Held, precision", "recall", "Declined, precision", "recall"].map((text) => ({ text, number: true }))],
       entries.map(([model, one]) => [model, count(labelled(one)), part(one.precision_review), part(one.recall_review), part(one.precision_decline), part(one.recall_decline)])),
     entries.map(([model, one]) => h("details", {}, h("summary", {}, `Calibration of ${model}`),
       table(`Calibration of ${model}`, ["Score", ...["Labelled", "Mean score", "Fraud"].map((text) => ({ text, number: true }))],
@@ -59,7 +60,7 @@ function listCard(known, change) {
   const buttons = (one) => !one.problem && !inUse.has(one.model) && h("span", { class: "row" },
     h("button", { type: "button", class: "button small", onclick: change(`Score with ${one.model}?`, "It is checked first; then it scores from the next batch on.", "Make it champion", "champion", { model: one.model }) }, "Champion …"),
     h("button", { type: "button", class: "button small", onclick: change(`Let ${one.model} score in the shadow?`, "It changes no outcome and no profile.", "Make it challenger", "challenger", { model: one.model }) }, "Challenger …"));
-  return card("Models that are here", table("Models", ["Model", "From", "Made", "State", ""], known.models.map((one) => [one.model, one.source, one.created ?? "–", stateOf(one), buttons(one) || ""])));
+  return card("Models that are here", table("Models", ["Model", "From", "Made", "State", ""], known.models.map((one) => [one.model, one.source, one.created ? moment(Date.parse(one.created)) : "–", stateOf(one), buttons(one) || ""])));
 }
 
 function driftCard(drift) {

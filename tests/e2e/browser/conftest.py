@@ -117,7 +117,7 @@ class Load:
 
     def __init__(self, url: str, key: str, name: str, stream: Sequence[Transaction], per_s: float) -> None:
         self._url = url
-        self._name = name
+        self.name = name
         self._key = key
         self._stream = stream
         self._interval_s = 1 / per_s
@@ -133,7 +133,7 @@ class Load:
             loop = asyncio.get_running_loop()
             due = loop.time()
             for number, tx in enumerate(itertools.cycle(self._stream)):
-                sent = msgspec.structs.replace(tx, event_id=f"{self._name}-{number}")
+                sent = msgspec.structs.replace(tx, event_id=f"{self.name}-{number}")
                 async with session.post("/v1/score", data=msgspec.json.encode(sent)) as reply:
                     assert reply.status == 200, await reply.text()
                 self.n_sent += 1

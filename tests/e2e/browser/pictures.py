@@ -8,25 +8,29 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from models.generator import generate
 from service.auth import Role
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SIZES = {"wide": (1280, 860), "phone": (390, 844)}
-COLOURS = 96  # of a picture: a third of the bytes, and no difference to see
+COLOURS = 224  # of a picture: a third of the bytes, and no difference to see
+N_LABELS = 1_500
+LABEL_TS = 1_775_000_000_000  # ms; after the stream
 WARM_UP_S = 20.0
 
 
 async def test_pictures(make_weir: Any, visit: Any, keys: Any, load: Any, picture_directory: Path) -> None:
     """Embedded stores, a stream that comes back to its cards, a small L1 so that every tier has work; then each page."""
-    weir = make_weir("embedded=true", "l1.bytes_max=196608")
+    weir = make_weir("embedded=true", "l1.bytes_max=196608", "watch.share=1.0", "shadow.share=0.2")
     await weir.start()
     key = keys(weir, Role.ADMIN)
-    load(weir, 150.0)
+    running = load(weir, 150.0)
     warm = await visit(weir.url).signed_in(key)
     await asyncio.sleep(WARM_UP_S)
     event_id = await _interesting(warm, weir)
     comparison = await _compare(weir)
+    _label(weir, running.name)
     for tier, enabled in (("redis", False), ("redis", True)):
         body = {"enabled": enabled, "reason": "what would an outage on Friday cost?" if not enabled else "seen enough"}
         weir.call("PUT", f"/v1/tiers/{tier}", json.dumps(body).encode())
@@ -61,6 +65,16 @@ def _make_small(directory: Path) -> None:
         with Image.open(path) as picture:
             small = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
         small.save(path, optimize=True)
+
+
+def _label(weir: Any, name: str) -> None:
+    """What the stream's first transactions turned out to be."""
+    rows = generate(3_000, seed=7, n_cards=75).to_pylist()[:N_LABELS]
+    labels = [
+        {"event_id": f"{name}-{number}", "label": "fraud" if row["label"] else "legit", "ts": LABEL_TS}
+        for number, row in enumerate(rows)
+    ]
+    assert weir.call("POST", "/v1/labels", json.dumps(labels).encode()).status == 200
 
 
 async def _interesting(page: Any, weir: Any) -> str:
