@@ -55,7 +55,7 @@ class Sightings:
         self._traced: dict[str, _Row] = {}
 
     def before(self, batch: Batch) -> None:
-        """Note when the batch's profiles saw their last event: scoring changes that. 2 µs for one row, 10 for hundreds."""
+        """Note when the batch's profiles saw their last event: scoring changes that. 2 µs for one row, 25 for 256."""
         try:
             batch.seen = _seen(batch)
         except Exception:  # whatever it was, it is no reason not to score
