@@ -25,6 +25,7 @@ WEIR = str(Path(sys.executable).with_name("weir"))
 NDJSON = "application/x-ndjson"
 STATE = re.compile(rb"^weir_(?:journal_bytes|l1_profiles|l1_bytes|tx_total).*$", re.MULTILINE)
 DAY_MS = 86_400_000
+TODAY_MS = time.time_ns() // 1_000_000 // DAY_MS * DAY_MS  # in names of tests: the same in every process that collects them
 ENTRY = "/v1/lists/deny/card/c1"
 ANALYST_CALLS = [("GET", "/v1/entities/card/c1"), ("GET", "/v1/tiers"), ("GET", ENTRY), ("PUT", ENTRY), ("DELETE", ENTRY)]
 
@@ -95,11 +96,6 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _today_ms() -> int:
-    """For what becomes part of a test's name: the same in every process that collects."""
-    return _now_ms() // DAY_MS * DAY_MS
-
-
 def _tx(**changes: Any) -> bytes:
     """A valid transaction of card c1 with `changes`; ... takes a field away."""
     tx = {"event_id": "bad", "ts": _now_ms(), "amount": 1299, "currency": "EUR", "card_id": "c1", "merchant_id": "m1"}
@@ -139,7 +135,7 @@ def _assert_problem(reply: Reply, status: int, field: str | None) -> None:
 
 
 def _score_cases() -> Iterator[tuple[str, bytes, int, str]]:
-    now = _today_ms()
+    now = TODAY_MS
     fields: dict[str, list[Any]] = {
         "event_id": [..., None, "", 1, True, [], {}, "x" * 129, "a\nb", "a\0b", "a\u2028b", "\x7f", "\u200b"],
         "ts": [..., None, "now", 1.5, True, -1, now // 1000, now + DAY_MS, now - 2000 * DAY_MS, 2**62, 2**63, 10**30],
@@ -306,7 +302,7 @@ def test_bad_path_is_refused(unchanged: Service, path: str, status: int, field: 
 
 
 def _label(**changes: Any) -> dict[str, Any]:
-    label = {"event_id": "good", "label": "fraud", "ts": _today_ms()} | changes
+    label = {"event_id": "good", "label": "fraud", "ts": TODAY_MS} | changes
     return {name: value for name, value in label.items() if value is not ...}
 
 
@@ -316,7 +312,7 @@ def _label(**changes: Any) -> dict[str, Any]:
         (_label(label="maybe"), "label"),
         (_label(label=1), "label"),
         (_label(label=...), "label"),
-        (_label(ts=_today_ms() // 1000), "ts"),
+        (_label(ts=TODAY_MS // 1000), "ts"),
         (_label(ts="now"), "ts"),
         (_label(ts=-1), "ts"),
         (_label(ts=2**63), "ts"),
@@ -355,8 +351,8 @@ def test_label_of_unknown_event_is_told_and_changes_nothing(unchanged: Service) 
         (b'{"reason": "x", "until": 1}', 422, "until"),
         (b'{"reason": "x", "expires": "tomorrow"}', 422, "expires"),
         (b'{"reason": "x", "expires": -1}', 422, "expires"),
-        (json.dumps({"reason": "x", "expires": _today_ms() // 1000}).encode(), 422, "expires"),
-        (json.dumps({"reason": "x", "expires": _today_ms() - 1}).encode(), 422, "expires"),
+        (json.dumps({"reason": "x", "expires": TODAY_MS // 1000}).encode(), 422, "expires"),
+        (json.dumps({"reason": "x", "expires": TODAY_MS - 1}).encode(), 422, "expires"),
     ],
 )
 def test_bad_list_entry_is_refused(unchanged: Service, body: bytes, status: int, field: str) -> None:
