@@ -35,7 +35,7 @@ def read_state(data_dir: Path) -> ModelState:
     path = data_dir / MODELS_FILE
     try:
         return msgspec.json.decode(path.read_bytes(), type=ModelState)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # whether the directory can be used is for DataDir to say
         return ModelState()
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise StartError(f"{path}: not readable: {error}; remove it to go back to the settings") from None
