@@ -124,7 +124,7 @@ class QueueSettings(Section, frozen=True):
     """Transactions that were read but not scored yet."""
 
     events_max: Annotated[int, Meta(ge=1, le=10_000_000)] = 8_192  # transactions; beyond it 429
-    batch_max: Annotated[int, Meta(ge=1, le=65_536)] = 512  # transactions scored in one call
+    batch_max: Annotated[int, Meta(ge=1, le=65_536)] = 1_024  # transactions scored in one call; at most events_max
 
 
 class DecideSettings(Section, frozen=True):
@@ -222,6 +222,9 @@ def load_settings(config: Path | None = None, overrides: Sequence[str] = (), env
         values[key] = value
         origins[key] = origin
     settings = _convert(values, origins)
+    if "queue.batch_max" not in origins and settings.queue.batch_max > settings.queue.events_max:
+        queue = msgspec.structs.replace(settings.queue, batch_max=settings.queue.events_max)
+        settings = msgspec.structs.replace(settings, queue=queue)
     _check_together(settings, origins)
     return settings
 

@@ -114,7 +114,8 @@ def test_limits_across_settings_are_checked() -> None:
     """A review threshold above the decline threshold and a batch larger than the queue are refused."""
     thresholds = ["decide.review_threshold=0.9", "decide.decline_threshold=0.5"]
     assert _refused(overrides=thresholds).field == "decide.review_threshold"
-    assert _refused(overrides=["queue.events_max=5"]).field == "queue.batch_max"
+    assert _refused(overrides=["queue.events_max=5", "queue.batch_max=6"]).field == "queue.batch_max"
+    assert load_settings(overrides=["queue.events_max=5"]).queue.batch_max == 5
 
 
 @pytest.mark.parametrize(
