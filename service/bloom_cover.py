@@ -1,7 +1,8 @@
 """Filling the Bloom filters, in the background: until they hold every key below them they answer maybe."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import contextlib
+from collections.abc import AsyncGenerator
 
 import structlog
 
@@ -31,15 +32,16 @@ async def cover_profiles(bloom: MaybeSet, stores: Stores, write_behind: WriteBeh
             try:
                 # First what the stores lack, then what they have: an entity on its way from the one to the other is met.
                 for source in (write_behind.known_keys(), *sources):
-                    async for chunk in source:
-                        bloom.add_many(chunk)
+                    async with contextlib.aclosing(source) as chunks:  # an open iterator keeps the store open
+                        async for chunk in chunks:
+                            bloom.add_many(chunk)
                 bloom.cover()
             except TierUnavailable as error:
                 log.warning("bloom filter could not be filled", problem=error.detail)
         await asyncio.sleep(0 if bloom.covered else RETRY_S)
 
 
-def _sources(stores: Stores) -> list[AsyncIterator[list[bytes]]]:
+def _sources(stores: Stores) -> list[AsyncGenerator[list[bytes]]]:
     """Listings that together have every entity, but for those that their consumers know to be missing; none: not now."""
     levels = {level.name: level for level in stores.levels}
     if levels["l2"].is_complete and levels["l2"].state == ON:
@@ -55,8 +57,9 @@ async def cover_events(maybe: MaybeEvents | None, stores: Stores) -> None:
     if maybe is None:
         return
     try:
-        async for chunk in stores.decisions.keys_chunks():
-            maybe.add_many(key for key in chunk if not key.startswith(RESERVED_KEYS))
+        async with contextlib.aclosing(stores.decisions.keys_chunks()) as chunks:
+            async for chunk in chunks:
+                maybe.add_many(key for key in chunk if not key.startswith(RESERVED_KEYS))
     except TierUnavailable as error:
         log.warning("event filter stays off until the next start", problem=error.detail)
         return

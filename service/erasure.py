@@ -206,16 +206,17 @@ class Erasures:
             return scrubber.stored(stored) if stored.lsn < lsn else None
 
         async with self._keeper.turn:
-            async for keys in self._column.keys_chunks():
-                values = await self._column.get_many(keys)
-                found = {
-                    key: new
-                    for key, packed in zip(keys, values, strict=True)
-                    if packed is not None and scrubber.needle in packed and not key.startswith(RESERVED_KEYS)
-                    if (new := blanked(decode_stored(packed))) is not None
-                }
-                if found:
-                    await self._column.put_many({key: encode_stored(new) for key, new in found.items()})
+            async with contextlib.aclosing(self._column.keys_chunks()) as chunks:  # an open iterator keeps the store open
+                async for keys in chunks:
+                    values = await self._column.get_many(keys)
+                    found = {
+                        key: new
+                        for key, packed in zip(keys, values, strict=True)
+                        if packed is not None and scrubber.needle in packed and not key.startswith(RESERVED_KEYS)
+                        if (new := blanked(decode_stored(packed))) is not None
+                    }
+                    if found:
+                        await self._column.put_many({key: encode_stored(new) for key, new in found.items()})
             # Last: labels may have read a decision before it was blanked, and then it is here.
             async with self._labels.turn:
                 self._decisions.change_recent(blanked, scrubber.needle)

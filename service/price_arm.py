@@ -184,7 +184,8 @@ def time_parts(settings: Settings) -> None:
 
 def check_empty(data_dir: Path) -> None:
     """Raise StartError if somebody's data may be here."""
-    found = sorted(path.name for path in data_dir.iterdir() if path.stem != "keys") if data_dir.is_dir() else []
+    names = (path.name for path in data_dir.iterdir() if path.stem not in ("keys", "audit")) if data_dir.is_dir() else ()
+    found = sorted(names)
     if found:
         raise StartError(f"{data_dir} holds {', '.join(found[:3])}: what is given here is lost, so only an empty one is taken")
 

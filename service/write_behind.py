@@ -8,7 +8,7 @@ has an old copy of. A partial profile is shipped nowhere: partials.py makes it w
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import structlog
 
@@ -135,7 +135,7 @@ class WriteBehind:
         down = ", ".join(c.level.name for c in self.consumers if c.level.state not in (ON, OFF)) or "the levels"
         return f"{len(self._waiting)} profiles wait for {down}, write_behind.profiles_max is {self._profiles_max}"
 
-    async def known_keys(self) -> AsyncIterator[list[bytes]]:
+    async def known_keys(self) -> AsyncGenerator[list[bytes]]:
         """The keys, as of the first step, of all profiles in L1 or waiting, and of all that some level is known to lack."""
         self._see()
         entities = [(kind.name, entity) for kind in self._plan.kinds for entity in self._l1.entities(kind.number)]

@@ -166,6 +166,8 @@ class RocksStore:
                 await asyncio.sleep(0)
         except Exception as error:
             raise TierUnavailable(NAME, str(error)) from error
+        finally:
+            keys = None  # an iterator keeps the store open, and the traceback of whoever was cancelled keeps this frame
 
     async def flush(self, position: int) -> None:
         """Make every earlier write durable, then `position`. Raises TierUnavailable; the position is then the old one."""

@@ -11,7 +11,7 @@ Cost over a unix socket, 1 KiB profiles: fill 0.2 ms for one key, 0.7 ms for 64;
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -229,7 +229,7 @@ class PostgresTier:
             row = await connection.fetchrow(_SIZE)
         return Size(max(int(row[0]), 0), int(row[1]))
 
-    async def keys_chunks(self) -> AsyncIterator[list[bytes]]:
+    async def keys_chunks(self) -> AsyncGenerator[list[bytes], None]:
         """All entities' keys in order, in pages that each have their own deadline; no long transaction. Raises TierUnavailable.
 
         Not one snapshot: a key that is put meanwhile may be missing, so its writer adds it to the filter itself.

@@ -1,6 +1,7 @@
 """A real engine in this process, over a real RocksDB, and the truth about it: a fresh MemoryEngine fed its journal."""
 
 import asyncio
+import functools
 import itertools
 import os
 import random
@@ -190,17 +191,27 @@ def scorer_name() -> str:
     return "auto"
 
 
-@pytest.fixture(scope="session")
-def model(scorer_name: str) -> tuple[Plan, ModelCard, Scorer]:
-    """The packaged plan and model card, and the engine."""
+@functools.cache
+def _model_of(scorer_name: str) -> tuple[Plan, ModelCard, Scorer]:
     return load_model(load_settings(None, [f"scorer={scorer_name}"]))
 
 
-@pytest.fixture(scope="session")
+# Not of the session: pytest would keep the engine of the first module that has a scorer_name of its own for all that follow.
+@pytest.fixture
+def model(scorer_name: str) -> tuple[Plan, ModelCard, Scorer]:
+    """The packaged plan and model card, and the engine."""
+    return _model_of(scorer_name)
+
+
+@functools.cache
+def _reference_of(plan: Plan) -> OnnxScorer:
+    return OnnxScorer(plan, ARTIFACTS / plan.spec_name / MODEL_FILE)
+
+
+@pytest.fixture
 def reference(model: tuple[Plan, ModelCard, Scorer]) -> OnnxScorer:
     """What the engine is held against: numpy and onnxruntime in this process."""
-    plan = model[0]
-    return OnnxScorer(plan, ARTIFACTS / plan.spec_name / MODEL_FILE)
+    return _reference_of(model[0])
 
 
 @pytest.fixture

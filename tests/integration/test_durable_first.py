@@ -36,18 +36,19 @@ class Spy:
             self._watch(tier, "put", tier.name, _of_profiles)
         self._watch(Column, "put_many", "decisions", _of_decisions)
         self._watch(Ledger, "append", "ledger", _of_rows)
+        self._watch(Ledger, "append_encoded", "ledger", _of_encoded)
 
     def _watch(self, owner: type, method: str, name: str, lsns_of: Callable[..., Iterable[int]]) -> None:
         original = getattr(owner, method)
 
-        async def watched(this: Any, *arguments: Any, **named: Any) -> None:
+        async def watched(this: Any, *arguments: Any, **named: Any) -> Any:
             if self.running is not None:
                 lsns = list(lsns_of(*arguments[:2]))
                 self.n_seen[name] = self.n_seen.get(name, 0) + len(lsns)
                 ahead = max(lsns, default=0) - self.running.engine.journal.durable_lsn
                 if ahead > 0:
                     self.ahead[name] = max(self.ahead.get(name, 0), ahead)
-            await original(this, *arguments, **named)
+            return await original(this, *arguments, **named)
 
         self._monkeypatch.setattr(owner, method, watched)
 
@@ -63,6 +64,21 @@ def _of_decisions(records: Mapping[bytes, bytes]) -> Iterable[int]:
 
 def _of_rows(rows: Iterable[Any], position: int) -> Iterable[int]:
     return [position, *(row.lsn for row in rows)]
+
+
+def _of_encoded(rows: memoryview, position: int) -> Iterable[int]:
+    """COPY's binary form: 19 bytes of header, then per row a count of fields and each with its length; the LSN is the first."""
+    data, at = bytes(rows), 19
+    lsns = [position]
+    while at < len(data) and (n_fields := int.from_bytes(data[at : at + 2], signed=True)) >= 0:
+        at += 2
+        for field in range(n_fields):
+            size = int.from_bytes(data[at : at + 4], signed=True)
+            at += 4
+            if field == 0:
+                lsns.append(int.from_bytes(data[at : at + size]))
+            at += max(size, 0)
+    return lsns
 
 
 @pytest.fixture
