@@ -203,15 +203,16 @@ def model(scorer_name: str) -> tuple[Plan, ModelCard, Scorer]:
     return _model_of(scorer_name)
 
 
-@functools.cache
-def _reference_of(plan: Plan) -> OnnxScorer:
-    return OnnxScorer(plan, ARTIFACTS / plan.spec_name / MODEL_FILE)
+_references: dict[str, OnnxScorer] = {}  # by spec
 
 
 @pytest.fixture
 def reference(model: tuple[Plan, ModelCard, Scorer]) -> OnnxScorer:
     """What the engine is held against: numpy and onnxruntime in this process."""
-    return _reference_of(model[0])
+    plan = model[0]
+    if plan.spec_name not in _references:
+        _references[plan.spec_name] = OnnxScorer(plan, ARTIFACTS / plan.spec_name / MODEL_FILE)
+    return _references[plan.spec_name]
 
 
 @pytest.fixture
