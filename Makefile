@@ -9,6 +9,7 @@ DEMO_EVENTS := 100000
 DEMO_SEED := 7
 PORT ?= 8080
 KILLS ?= 20
+JOBS ?= 2
 PROFILE ?= docs/results/profile.svg
 MODE ?= http
 
@@ -56,8 +57,11 @@ check: setup  ## format, lint, types, layers
 	$(BIN)/lint-imports --no-cache > .lint-imports.log || { cat .lint-imports.log; exit 1; }
 	@rm -f .lint-imports.log
 
-test-python: setup go  ## all Python tests
-	$(BIN)/python -m pytest -q
+test-python: setup go  ## all Python tests but the benchmarks at their small size
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not bench"
+
+test-bench: setup go  ## every benchmark at its small size (about five minutes)
+	$(BIN)/python -m pytest -q -m bench
 
 proof: setup go  ## kills, restored directories, outages, the oracle at length (KILLS=20 per test, about 15 minutes); prints its counts
 	KILLS=$(KILLS) $(BIN)/python -m pytest -q -s tests/e2e/proofs

@@ -10,6 +10,8 @@ import pytest
 from loadgen.bench.arms import AIOHTTP, ARMS, BARE, NULL, SCORERS, SYNCS, WEIR_ARMS, WEIR_GO, best_arm, missing_arm
 from loadgen.bench.http_result import HttpResult
 
+pytestmark = pytest.mark.bench
+
 MISSING = {name: reason for name in ARMS if (reason := missing_arm(name))}
 
 

@@ -16,6 +16,8 @@ from loadgen.bench.overload.job import OverloadJob, run_overload_job
 from loadgen.bench.overload.result import OverloadResult
 from loadgen.bench.profile import ProfileResult
 
+pytestmark = pytest.mark.bench
+
 ACCEPTED = b'HTTP/1.1 200 OK\r\nContent-Length: 14\r\n\r\n{"score": 0.5}'
 REFUSED = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\nContent-Length: 2\r\n\r\n{}"
 

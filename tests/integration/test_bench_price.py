@@ -14,6 +14,8 @@ from loadgen.bench.price.result import CONTROL, DEFAULT_ARMS, NEITHER, SERVE, TI
 from loadgen.bench.touch import touch_cards
 from loadgen.sender import Client, Target
 
+pytestmark = pytest.mark.bench
+
 PARTS = {
     "append", "encode", "look-up", "remember", "fsync, on the loop", "fsync, its thread", "keeper: take",
     "keeper: write",

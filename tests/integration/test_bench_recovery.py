@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from loadgen.bench.recovery.result import RecoveryResult
 from models.scorers import NAMES, missing_scorer
+
+pytestmark = pytest.mark.bench
 
 MISSING = {name: reason for name in NAMES if (reason := missing_scorer(name))}
 COMMAND = [sys.executable, "-m", "service", "bench", "recovery"]

@@ -13,6 +13,8 @@ from loadgen.bench.arms import FASTAPI, GO_JSON, missing_arm, start_arm
 from loadgen.bench.children import Child
 from loadgen.sender import Client, Reply, Target
 
+pytestmark = pytest.mark.bench
+
 TX: dict[str, Any] = {
     "event_id": "t-1", "ts": 1_750_000_000_000, "amount": 1299, "currency": "EUR", "card_id": "c1", "merchant_id": "m1",
     "device_id": "d1", "ip": "203.0.113.7", "country": "DE", "mcc": 5411, "channel": "ecom", "lat": 52.5, "lon": 13.4,

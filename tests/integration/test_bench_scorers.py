@@ -22,6 +22,8 @@ from loadgen.bench.scorers.stream import Stream, ring_moves
 from models.card import ARTIFACTS, MODEL_FILE
 from models.onnx_scorer import OnnxScorer
 
+pytestmark = pytest.mark.bench
+
 PLAN = compile_plan(load_spec("cards"))
 MODEL = ARTIFACTS / "cards" / MODEL_FILE
 HOUR_US = 3_600_000_000.0

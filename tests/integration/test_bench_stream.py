@@ -16,6 +16,8 @@ from loadgen.bench.children import BenchError
 from loadgen.bench.stream.job import Job, Outcome, run_job
 from loadgen.bench.stream.result import StreamResult
 
+pytestmark = pytest.mark.bench
+
 
 class EchoServer:
     """Decisions for what comes, in order; `misbehave` says from which event on and how not."""

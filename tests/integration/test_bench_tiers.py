@@ -13,6 +13,8 @@ import pytest
 from loadgen.bench.stores import missing_stores
 from loadgen.bench.tiers.result import TiersResult
 
+pytestmark = pytest.mark.bench
+
 COMMAND = [sys.executable, "-m", "service", "bench", "tiers"]
 
 

@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from loadgen.bench.stores import missing_stores
 from loadgen.bench.toggles.result import TogglesResult
 from models.scorers import NAMES, missing_scorer
+
+pytestmark = pytest.mark.bench
 
 COMMAND = [sys.executable, "-m", "service", "bench", "toggles"]
 
