@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis.asyncio
+import structlog
 from structlog.testing import capture_logs
 
 from features.profile import lsn_of
 from features.transaction import Transaction
+from service import shadow
 from service.fetch import entity_key
 from service.levels import OFF
 from service.shadow import SAMPLES_MAX
@@ -114,8 +116,9 @@ async def test_hits_of_l2_are_read_from_redis(start: "Start", stream: list[Trans
     ("tampering", "expected"), [("other bytes", "mismatch"), ("gone", "absent"), ("older", "lost"), ("newer", "ahead")]
 )
 async def test_wrong_copy_is_found_counted_and_logged(
-    start: "Start", stream: list[Transaction], redis_url: str, store: Any, tampering: str, expected: str
-) -> None:
+    start: "Start", stream: list[Transaction], redis_url: str, store: Any, tampering: str, expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Somebody changes a profile in the store: each way of it is told from the others; the log has a digest, no id."""
     running = await start(FULL, SLOW, f"redis.url={redis_url}")
     await turn_alone(running)
@@ -141,6 +144,8 @@ async def test_wrong_copy_is_found_counted_and_logged(
         await store.set(name, bytes(profile))
     running.engine.l1.n_hits += 4  # as if it had just been asked for again
     running.engine.shadow._seen_lsn = 0
+    # A logger that another test has used already writes to where that one wanted it.
+    monkeypatch.setattr(shadow, "log", structlog.get_logger())
     with capture_logs() as logs:
         await running.engine.shadow.turn()
     assert results(running, "redis").keys() == {expected}
