@@ -65,10 +65,10 @@ class L1Settings(Section, frozen=True):
 
 
 class BloomSettings(Section, frozen=True):
-    """The filter that says "exists nowhere below"."""
+    """The filters that say "exists nowhere below" and "this event is new"."""
 
     enabled: bool = True
-    backend: Literal["rbloom", "pybloom"] = "rbloom"
+    backend: Literal["rbloom", "pybloom"] = "rbloom"  # of entities; of event ids only without the Go core
     keys_max: Annotated[int, Meta(ge=1_000, le=2_000_000_000)] = 10_000_000  # keys that `fpp` is promised for
     fpp: Annotated[float, Meta(gt=0, le=0.5)] = 0.01  # probability of a false positive when full; 9.6 bits a key
 

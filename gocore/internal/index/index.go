@@ -48,9 +48,6 @@ func New() *Index {
 	return &Index{seed: maphash.MakeSeed(), table: make([]uint64, entriesMin), mask: entriesMin - 1, long: map[int]string{}}
 }
 
-// Len is the number of entries.
-func (x *Index) Len() int { return x.n }
-
 // Find is the slot of id, or -1.
 func (x *Index) Find(id []byte) int {
 	if len(id) == 0 {

@@ -37,8 +37,8 @@ func TestIndex_AnyOrderOfCalls_LikeAMap(t *testing.T) {
 				t.Fatalf("find %q: %d, want %d", id, got, want)
 			}
 		}
-		if x.Len() != len(slots) {
-			t.Fatalf("%d entries, want %d", x.Len(), len(slots))
+		if x.n != len(slots) {
+			t.Fatalf("%d entries, want %d", x.n, len(slots))
 		}
 		for id, slot := range slots {
 			if x.Find([]byte(id)) != slot || string(x.AppendIDs(nil, []int64{int64(slot)})) != id+"\n" {
