@@ -87,6 +87,9 @@ class RocksStore:
         # Any: the stub knows only the mode that is not raw.
         self._families: dict[str, Any] = {name: self._db.get_column_family(name) for name in FAMILIES}
         self._handles = {name: self._db.get_column_family_handle(name) for name in FAMILIES}
+        packed = self.get("meta", [POSITION_KEY])[0]
+        # Not read again: a position whose own flush failed stands in the memtable, and a crash takes it back.
+        self._flushed_position = 0 if packed is None else unpack_lsn(packed)
         self._owed: dict[tuple[str, bytes], bytes] = {}  # what `write_soon` could not write, the newest of each key
 
     async def run(self, call: Callable[..., T], *arguments: object) -> T:
@@ -177,6 +180,7 @@ class RocksStore:
         if position > self.read_position():
             await self.write("meta", [(POSITION_KEY, pack_lsn(position))])
             await self.flush_meta()
+            self._flushed_position = position
 
     async def flush_meta(self) -> None:
         """Make what was written to `meta` durable. Raises TierUnavailable."""
@@ -208,8 +212,8 @@ class RocksStore:
 
     def read_position(self) -> int:
         """The flushed position, 0 in an empty store. Raises TierUnavailable."""
-        packed = self.get("meta", [POSITION_KEY])[0]
-        return 0 if packed is None else unpack_lsn(packed)
+        self._family("meta")
+        return self._flushed_position
 
     def _family(self, name: str) -> Any:
         if not self._families:
