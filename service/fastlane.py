@@ -23,7 +23,7 @@ import structlog
 from aiohttp.http import SERVER_SOFTWARE
 
 from service.auth import KeyRing, Role, log_refusal, require
-from service.codec import MSGPACK, encode_decision, form_of
+from service.codec import JSON, MSGPACK, encode_decision, form_of
 from service.errors import PROBLEM_CONTENT_TYPE, RequestTimeout, WeirError, problem
 from service.metrics import Metrics
 from service.score_calls import TYPES, ScoreCalls
@@ -35,6 +35,9 @@ HEADS_MAX: Final = 4_096  # plain heads that are remembered
 PENDING_MAX: Final = 64  # requests of one connection under way; what comes after waits in the socket
 BUFFER_BYTES_MAX: Final = 256 * 1024  # unread bytes of one connection while replies are pending
 SWEEP_INTERVAL_S: Final = 1.0
+
+_SCORED: Final = "score", 200
+_OK: Final = {form: b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: " % name.encode() for form, name in TYPES.items()}
 
 _END: Final = b"\r\n\r\n"
 # What RFC 9112 calls a header field, without anything that parsers disagree about.
@@ -58,11 +61,15 @@ log = structlog.get_logger("weir.http")
 
 
 class _Head(msgspec.Struct, frozen=True, gc=False):
-    """A plain head: length of the body, its form, the Authorization header."""
+    """A plain head: its bytes, the bytes of the whole request, the form of the body, the Authorization header."""
 
-    length: int
+    text: bytes
+    size: int
     form: int
     authorization: str | None
+
+
+_NO_HEAD: Final = _Head(b"", -1, JSON, None)
 
 
 class _Exchange:
@@ -70,31 +77,37 @@ class _Exchange:
 
     __slots__ = ("connection", "form", "reply", "started")
 
-    def __init__(self, connection: "_Connection", form: int) -> None:
+    def __init__(self, connection: "_Connection", form: int, started: float) -> None:
         self.connection = connection
         self.form = form
-        self.started = time.perf_counter()
+        self.started = started  # by time.monotonic
         self.reply: bytes | None = None
 
     def answered(self, answer: Answer) -> None:
         """The pipeline's answer."""
-        lane = self.connection.lane
-        if isinstance(answer, WeirError):
-            self.reply = lane.refusal(answer, self.started)
+        connection = self.connection
+        if isinstance(answer, bytes):
+            self.reply = connection.lane.reply(answer, self.form, self.started)
+        elif isinstance(answer, WeirError):
+            self.reply = connection.lane.refusal(answer, self.started)
         else:
-            body = answer if isinstance(answer, bytes) else encode_decision(answer, form=MSGPACK)
-            self.reply = lane.reply(body, self.form, self.started)
-        self.connection.flush()
+            self.reply = connection.lane.reply(encode_decision(answer, form=MSGPACK), self.form, self.started)
+        connection.flush()
 
 
 class _Connection(asyncio.Protocol):
     """One connection until it goes over to aiohttp."""
+
+    __slots__ = (
+        "_buffer", "_head", "_is_ending", "_is_full", "_is_leaving", "_is_paused", "active_at", "lane", "pending", "transport",
+    )  # fmt: skip
 
     def __init__(self, lane: "FastLane") -> None:
         self.lane = lane
         self.transport: asyncio.Transport | None = None
         self.active_at = time.monotonic()  # when a request began or ended last
         self.pending: deque[_Exchange] = deque()
+        self._head = _NO_HEAD  # of the last request
         self._buffer = b""
         self._is_full = False  # the client does not read
         self._is_paused = False
@@ -113,11 +126,24 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
+        head, now = self._head, time.monotonic()
+        if (
+            len(data) == head.size
+            and data.startswith(head.text)
+            and not (self._buffer or self.pending or self._is_leaving or self._is_ending)
+        ):  # the usual case: one request, whole, with the head of the one before
+            self.active_at = now
+            self._begin(head, data[len(head.text) :], now)
+        else:
+            self._take_apart(data, now)
+
+    def _take_apart(self, data: bytes, now: float) -> None:
+        """What has come, behind what waits, to requests."""
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
         elif not self.pending:
-            self.active_at = time.monotonic()
+            self.active_at = now
         if self._is_leaving or self._is_ending:
             self._keep(data)
             return
@@ -136,11 +162,12 @@ class _Connection(asyncio.Protocol):
             if head is None:
                 self._leave(data[at:])
                 return
-            if len(data) - end < head.length or len(self.pending) >= PENDING_MAX:
+            if len(data) - at < head.size or len(self.pending) >= PENDING_MAX:
                 self._keep(data[at:])
                 return
-            at = end + head.length
-            self._begin(head, data[end:at])
+            self._head = head
+            at += head.size
+            self._begin(head, data[end:at], now)
 
     def eof_received(self) -> bool:
         """See asyncio. Replies that are under way are still written; part of a request is nobody's."""
@@ -161,21 +188,23 @@ class _Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Write the replies that are next in order."""
-        pending, replies = self.pending, []
-        while pending and pending[0].reply is not None:
-            replies.append(pending.popleft().reply)
-        if self.transport is None:
+        pending, transport = self.pending, self.transport
+        while pending:
+            reply = pending[0].reply
+            if reply is None:
+                return
+            pending.popleft()
+            if transport is not None:
+                transport.write(reply)  # uvloop writes what came in one turn of the loop together
+        if transport is None:
             return
-        if replies:
-            self.transport.write(b"".join(cast("list[bytes]", replies)))
-            self.active_at = time.monotonic()
-        if not pending:
-            if self._is_leaving:
-                self._hand_over()
-            elif self._is_ending:
-                self.transport.close()
-            else:
-                self._go_on()
+        self.active_at = self.lane.now
+        if self._is_leaving:
+            self._hand_over()
+        elif self._is_ending:
+            transport.close()
+        elif self._is_paused or self._buffer:
+            self._go_on()
 
     def end(self) -> None:
         """Take no more requests; close once what is under way is answered."""
@@ -199,8 +228,8 @@ class _Connection(asyncio.Protocol):
             limit = f"the head did not arrive within server.head_deadline_ms = {server.head_deadline_ms} ms"
             self._refuse(RequestTimeout(limit, "head"))
 
-    def _begin(self, head: _Head, body: bytes) -> None:
-        exchange = _Exchange(self, head.form)
+    def _begin(self, head: _Head, body: bytes, now: float) -> None:
+        exchange = _Exchange(self, head.form, now)
         self.pending.append(exchange)
         try:
             self.lane.check(head.authorization)
@@ -214,7 +243,7 @@ class _Connection(asyncio.Protocol):
     def _refuse(self, error: WeirError) -> None:
         assert self.transport is not None
         self._buffer = b""
-        self.transport.write(self.lane.refusal(error, time.perf_counter(), b"Connection: close\r\n"))
+        self.transport.write(self.lane.refusal(error, time.monotonic(), b"Connection: close\r\n"))
         self.transport.close()
 
     def _keep(self, data: bytes) -> None:
@@ -273,13 +302,14 @@ class FastLane:
         self.keys = keys
         self._role_of = keys.role_of
         self._check_started = check_started
+        self.now = time.monotonic()  # as of the last reply
         self._requests = metrics.requests
         self._refused = metrics.refused
-        self._observe = metrics.request_seconds["score",].observe
+        self._seconds = metrics.request_seconds["score",]
         self._body_bytes_max = server.body_bytes_max
         self.server = server
-        self._date_s = 0
         self._rest = b""
+        self._rest_until = 0.0  # by time.monotonic
         self._sweeping: asyncio.Task[None] | None = None
 
     def __call__(self) -> asyncio.Protocol:
@@ -312,7 +342,7 @@ class FastLane:
     def learn(self, text: bytes) -> _Head | None:
         """A head that is met for the first time, if it is a plain one."""
         head = _parse(text)
-        if head is None or head.length > self._body_bytes_max:
+        if head is None or head.size - len(text) > self._body_bytes_max:
             return None
         if len(self.heads) >= HEADS_MAX:
             self.heads.clear()
@@ -321,34 +351,29 @@ class FastLane:
 
     def reply(self, body: bytes, form: int, started: float) -> bytes:
         """A 200 as aiohttp would write it."""
-        self._requests["score", 200] += 1
-        now = time.perf_counter()
-        self._observe(now - started)
-        return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d%b%b" % (
-            TYPES[form].encode(), len(body), self._date(), body,
-        )  # fmt: skip
+        self.now = now = time.monotonic()
+        self._requests[_SCORED] += 1
+        self._seconds.observe(now - started)
+        return b"%b%d%b%b" % (_OK[form], len(body), self._rest if now < self._rest_until else self._end_of_head(), body)
 
     def refusal(self, error: WeirError, started: float, more: bytes = b"") -> bytes:
         """A problem as aiohttp would write it."""
         self._refused[error.code,] += 1
         self._requests["score", error.status] += 1
-        self._observe(time.perf_counter() - started)
+        self.now = now = time.monotonic()
+        self._seconds.observe(now - started)
         headers = b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in error.headers().items())
         body = problem(error)
         return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\n%b%bContent-Length: %d%b%b" % (
             error.status, HTTPStatus(error.status).phrase.encode(), PROBLEM_CONTENT_TYPE.encode(), headers, more,
-            len(body), self._date(), body,
+            len(body), self._end_of_head(), body,
         )  # fmt: skip
 
-    def _date(self) -> bytes:
-        """The rest of a head after the length."""
-        now = int(time.time())
-        if now != self._date_s:
-            self._date_s = now
-            self._rest = b"\r\nDate: %b\r\nServer: %b\r\n\r\n" % (
-                formatdate(now, usegmt=True).encode(),
-                SERVER_SOFTWARE.encode(),
-            )
+    def _end_of_head(self) -> bytes:
+        """What stands after the length, good until the next second begins."""
+        now = time.time()
+        self._rest_until = time.monotonic() + 1 - now % 1
+        self._rest = b"\r\nDate: %b\r\nServer: %b\r\n\r\n" % (formatdate(now, usegmt=True).encode(), SERVER_SOFTWARE.encode())
         return self._rest
 
     async def _sweep(self) -> None:
@@ -392,7 +417,9 @@ def _parse(text: bytes) -> _Head | None:
         return None
     content_type = fields.get(b"content-type", b"").decode().partition(";")[0].strip().lower()
     authorization = fields.get(b"authorization")
-    return _Head(int(length), form_of(content_type), None if authorization is None else authorization.decode())
+    return _Head(
+        text, len(text) + int(length), form_of(content_type), None if authorization is None else authorization.decode()
+    )
 
 
 def _remote(transport: asyncio.Transport) -> str | None:
