@@ -26,17 +26,18 @@ class Admission:
 
     def admit(self, rows: Rows, sink: Sink, wanted: int) -> tuple[Rows, Sink]:
         """The rows that are left to be scored, which are in flight from here on, and where their answers go."""
-        event_ids = rows.event_ids
         suspects = rows.suspects
         if suspects is None:
+            event_ids = rows.event_ids
             if len(set(event_ids)) == len(rows) and self._in_flight.has_none_of(event_ids):
                 suspects = self._decisions.suspects(event_ids)
             else:
                 suspects = range(len(rows))
-        refused = self._clock.refused(rows.columns[:, TS]) if len(rows) else {}
+        refused = self._clock.refused(rows.columns[:, TS]) if len(rows) and not self._clock.takes(*rows.times) else {}
         if not suspects and not refused:
             self._in_flight.enter(rows)
             return rows, sink
+        event_ids = rows.event_ids
         gone: set[int] = set()
         # Of each event the first row, or, where that is not to be scored, the one that is.
         places = dict(zip(reversed(event_ids), range(len(rows) - 1, -1, -1), strict=True))

@@ -23,7 +23,8 @@ FEW_ROWS = 8  # up to here NumPy fills an array faster from a range than from an
 
 
 class Batch:
-    """Rows in the arena, numbered from `first_lsn`. times: perf_counter at the start and after each stop."""
+    """Rows in the arena, numbered from `first_lsn`. times: perf_counter at the start and after each stop. wanted: what any of
+    its tickets wants."""
 
     __slots__ = (
         "arena",
@@ -37,6 +38,7 @@ class Batch:
         "tickets",
         "times",
         "vectors",
+        "wanted",
         "waves",
     )
 
@@ -55,8 +57,9 @@ class Batch:
         arena.slots[:n] = self.slots
         arena.columns[:n] = self.rows.columns
         self.degraded: dict[int, tuple[str, ...]] = {}
-        at = 0
+        self.wanted = at = 0
         for ticket in tickets:
+            self.wanted |= ticket.wanted
             for row, levels in ticket.degraded.items():
                 self.degraded[at + row] = levels
             at += len(ticket.rows)

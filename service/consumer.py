@@ -7,7 +7,7 @@ again. So a restart, an outage and a toggle are the same thing, and an outage of
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Container, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 
 from service.dirty import Dirty
 from service.levels import DOWN, OFF, Level
@@ -53,7 +53,7 @@ class Consumer:
         self.position = self.marked_lsn = position
         self.missed, self.needs_complete = missed, needs_complete
 
-    def take(self, n_max: int, but: Container[bytes] = ()) -> list[bytes]:
+    def take(self, n_max: int, but: Collection[bytes] = ()) -> list[bytes]:
         """Move up to n_max keys, the oldest first, into flight."""
         assert not self.in_flight, "a flight that is forgotten is a lost update"
         self.in_flight = self.dirty.take(n_max, but)

@@ -5,7 +5,7 @@ where few are left, so that a position which can reach the end does.
 """
 
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
 
 SPAN_BITS = 14  # LSNs per count: 16,384, a quarter of a second at the fastest; a count for each is looked at
@@ -54,15 +54,17 @@ class Dirty:
             self.discard(key)
         self.add_many(lsns.keys(), lsns.values())
 
-    def take(self, n_max: int, but: Container[bytes] = ()) -> dict[bytes, int]:
+    def take(self, n_max: int, but: Collection[bytes] = ()) -> dict[bytes, int]:
         """Take out up to `n_max` keys, the oldest first, none that is in `but`."""
-        keys = list(islice((key for key in self._lsns if key not in but), n_max))
-        return {key: self._pop(key) for key in keys}
+        keys = list(islice((key for key in self._lsns if key not in but) if but else self._lsns, n_max))
+        taken = dict(zip(keys, map(self._lsns.pop, keys), strict=True))
+        self._uncount(Counter([lsn >> SPAN_BITS for lsn in taken.values()]))
+        return taken
 
     def discard(self, key: bytes) -> None:
         """Forget the key, if it is here."""
         if key in self._lsns:
-            self._pop(key)
+            self._uncount({self._lsns.pop(key) >> SPAN_BITS: 1})
 
     def first_lsn(self) -> int:
         """No key here has a lower LSN. There is one."""
@@ -70,11 +72,8 @@ class Dirty:
             return min(self._lsns.values())
         return min(self._counts) << SPAN_BITS
 
-    def _pop(self, key: bytes) -> int:
-        lsn = self._lsns.pop(key)
-        span = lsn >> SPAN_BITS
-        if self._counts[span] == 1:
-            del self._counts[span]
-        else:
-            self._counts[span] -= 1
-        return lsn
+    def _uncount(self, counts: Mapping[int, int]) -> None:
+        for span, n in counts.items():
+            self._counts[span] -= n
+            if not self._counts[span]:
+                del self._counts[span]

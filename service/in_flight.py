@@ -18,36 +18,49 @@ class Twin(NamedTuple):
 
 
 class InFlight:
-    """Owned by the event loop's thread; 0.1 µs a row to enter and to leave."""
+    """Owned by the event loop's thread. Rows that come and go in one turn of the loop, with nobody asking, cost no look-up."""
 
     def __init__(self) -> None:
-        self._rows: dict[str, Rows] = {}  # the rows among which the event is
+        self._unlisted: list[Rows] = []
+        self._rows: dict[str, Rows] = {}  # the rows among which the event is, of those that are listed
         self._twins: dict[str, list[Twin]] = {}
+        self._n = 0
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._n
 
     def enter(self, rows: Rows) -> None:
         """These are under way."""
-        self._rows.update(zip(rows.event_ids, repeat(rows)))
+        self._n += len(rows)
+        self._unlisted.append(rows)
 
     def has_none_of(self, event_ids: Sequence[str]) -> bool:
         """True if none of them is under way."""
-        return self._rows.keys().isdisjoint(event_ids)
+        return self._listed().keys().isdisjoint(event_ids)
 
     def body(self, event_id: str) -> bytes | None:
         """The canonical body of an event that is under way, or None."""
-        rows = self._rows.get(event_id)
+        rows = self._listed().get(event_id)
         return None if rows is None else rows.body(rows.event_ids.index(event_id))
 
     def add_twin(self, event_id: str, twin: Twin) -> None:
         """Answer `twin` too, once the event is answered."""
         self._twins.setdefault(event_id, []).append(twin)
 
-    def leave(self, event_ids: Sequence[str], answer_twin: Callable[[int, Twin], None]) -> None:
+    def leave(self, rows: Rows, answer_twin: Callable[[int, Twin], None]) -> None:
         """They are being answered; `answer_twin` gets the place of each that has twins, and each of those."""
-        deque(map(self._rows.__delitem__, event_ids), maxlen=0)
+        self._n -= len(rows)
+        if len(self._unlisted) == 1 and self._unlisted[0] is rows:
+            self._unlisted.clear()
+        else:
+            deque(map(self._listed().__delitem__, rows.event_ids), maxlen=0)
         if self._twins:
-            for place, event_id in enumerate(event_ids):
+            for place, event_id in enumerate(rows.event_ids):
                 for twin in self._twins.pop(event_id, ()):
                     answer_twin(place, twin)
+
+    def _listed(self) -> dict[str, Rows]:
+        for rows in self._unlisted:
+            self._rows.update(zip(rows.event_ids, repeat(rows)))
+        self._unlisted.clear()
+        return self._rows

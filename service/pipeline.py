@@ -19,14 +19,14 @@ from typing import Any, cast
 
 import structlog
 
-from features.plan import TS, Plan
+from features.plan import Plan
 from models.arena import Arena
 from models.scorer import AsideScorer, Scorer
 from service.admission import Admission, answer_again
 from service.batch import Aside, Batch, Onlooker
 from service.clock import Clock
 from service.codec import JSON
-from service.decide import Policy, decide_rows
+from service.decide import Conclusion, Policy, decide_rows
 from service.decisions import Decisions, decode_stored
 from service.errors import JournalUnavailable, NotReady, Overloaded, ScoringFailed, WeirError
 from service.fetch import L1_HIT, Fetcher
@@ -244,8 +244,8 @@ class Pipeline:
     def _score(self, tickets: Sequence[Ticket]) -> None:
         """One micro-batch, all or nothing."""
         batch = Batch(tickets, self._arena, self._journal.next_lsn, self.scorer)
-        for ticket in tickets:
-            if ticket.wanted & TRACES:
+        if batch.wanted & TRACES:
+            for ticket in tickets:
                 ticket.seen = [last_seen(self._l1.slabs, slots) for slots in ticket.slots.tolist()]
         if self.onlooker is not None:
             self.onlooker.before(batch)
@@ -266,7 +266,7 @@ class Pipeline:
     def _conclude(self, batch: Batch) -> None:
         """Decide, journal, commit, reply. Nothing is awaited, and nothing counts until the journal has it."""
         batch.times.append(time.perf_counter())
-        if any(ticket.wanted & TRACES for ticket in batch.tickets):
+        if batch.wanted & TRACES:
             batch.vectors = self._arena.vectors[: batch.n_rows].copy()
         try:
             risks, rows, lists = self._arena.risk[: batch.n_rows], batch.rows, self._lists
@@ -287,8 +287,7 @@ class Pipeline:
             self._fail(batch, JournalUnavailable(f"{error}; nothing was changed"))
             return
         batch.times.append(time.perf_counter())
-        for place, n_rows in Counter(classes.tobytes()).items():
-            self.outcomes[conclusions[place].outcome] += n_rows
+        self._count(classes.tobytes(), conclusions)
         self._commit(batch, encoded)
         if self.onlooker is not None:
             self.onlooker.after(batch, encoded, classes)
@@ -305,7 +304,7 @@ class Pipeline:
         is_remembered = rows.suspects is not None
         self._decisions.add_batch(rows.event_ids, encoded.stored, batch.first_lsn, batch.last_lsn, is_remembered)
         self.touched.mark_rows(batch.slots, batch.first_lsn)
-        self._clock.note(int(rows.columns[:, TS].max()))
+        self._clock.note(rows.times[1])
         self._unpin(batch)
         self.n_batches += 1
         self.n_rows += batch.n_rows
@@ -316,13 +315,20 @@ class Pipeline:
         for stop, (before, after) in zip(STOPS, pairwise(batch.times), strict=True):
             self.batch_seconds[stop].observe(after - before)
 
+    def _count(self, classes: bytes, conclusions: Sequence[Conclusion]) -> None:
+        n_first = classes.count(0)  # nearly always all: approved by their score
+        self.outcomes[conclusions[0].outcome] += n_first
+        if n_first < len(classes):
+            for place, n_rows in Counter(classes.replace(b"\0", b"")).items():
+                self.outcomes[conclusions[place].outcome] += n_rows
+
     def _reply(self, batch: Batch, encoded: Encoded) -> None:
-        event_ids, stored = batch.rows.event_ids, encoded.stored
+        rows, stored = batch.rows, encoded.stored
 
         def answer_twin(place: int, twin: Twin) -> None:
-            twin.sink.answer(twin.number, answer_again(event_ids[place], decode_stored(stored[place]), twin.wanted))
+            twin.sink.answer(twin.number, answer_again(rows.event_ids[place], decode_stored(stored[place]), twin.wanted))
 
-        self._in_flight.leave(event_ids, answer_twin)
+        self._in_flight.leave(rows, answer_twin)
         at = 0
         for ticket in batch.tickets:
             end = at + len(ticket.rows)
@@ -381,7 +387,7 @@ class Pipeline:
             self._n_unlogged, self._log_at = 0, time.monotonic() + LOG_INTERVAL_S
 
     def _answer_all(self, batch: Batch, error: WeirError) -> None:
-        self._in_flight.leave(batch.rows.event_ids, lambda _, twin: twin.sink.answer(twin.number, error))
+        self._in_flight.leave(batch.rows, lambda _, twin: twin.sink.answer(twin.number, error))
         for ticket in batch.tickets:
             ticket.sink.answer_all([error] * len(ticket.rows))
 

@@ -61,10 +61,7 @@ class Explainer:
         The batch is scored and its vectors are still in the arena. Raises what the model raises.
         """
         self._room = min(self._room + batch.n_rows * self._share, float(self._rows_max))
-        wanted = 0
-        for ticket in batch.tickets:
-            wanted |= ticket.wanted
-        if not wanted & REASONS and not classes.any():
+        if not batch.wanted & REASONS and not classes.any():
             return classes, conclusions
         rows = self._rows(batch, classes, conclusions)
         if not rows:

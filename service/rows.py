@@ -11,7 +11,11 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
+from features.plan import TS
+
 Int64s = npt.NDArray[np.int64]
+
+FEW_ROWS = 32  # up to here a list costs less than NumPy
 
 
 class Rows:
@@ -25,8 +29,8 @@ class Rows:
     """
 
     __slots__ = (
-        "_entities", "_entity_lines", "_event_ids", "bodies", "columns", "ends", "event_id_lines", "n_missing", "slots",
-        "suspects",
+        "_entities", "_entity_lines", "_event_ids", "_times", "bodies", "columns", "ends", "event_id_lines", "n_missing",
+        "slots", "suspects",
     )  # fmt: skip
 
     def __init__(
@@ -41,11 +45,21 @@ class Rows:
         self.n_missing = n_missing
         self.suspects = suspects
         self._entity_lines: Sequence[bytes] = entity_lines
+        self._times: tuple[int, int] | None = None
         self._event_ids: list[str] | None = None
         self._entities: list[list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    @property
+    def times(self) -> tuple[int, int]:
+        """The earliest and the latest ts, ms UTC. There is a row."""
+        if self._times is None:
+            column = self.columns[:, TS]
+            times = column.tolist() if len(column) <= FEW_ROWS else (column.min().item(), column.max().item())
+            self._times = min(times), max(times)
+        return self._times
 
     @property
     def event_ids(self) -> list[str]:

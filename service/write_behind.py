@@ -301,11 +301,11 @@ class WriteBehind:
             prefix = entity_key(kind.name, "")
             of_kind = [key for key in keys if key.startswith(prefix)]
             slots = self._l1.indexes[kind.number].find([key[len(prefix) :].decode() for key in of_kind])
+            here = slots[slots >= 0]
+            self._touched.forget_many(kind.number, here)
+            copies = iter(self._l1.copies(kind.number, here))
             for key, slot in zip(of_kind, slots.tolist(), strict=True):
-                profile = None
-                if slot >= 0:
-                    self._touched.forget(kind.number, slot)
-                    profile = self._l1.copy(kind.number, slot)
+                profile = next(copies) if slot >= 0 else None
                 profile = profile or self._waiting.get(key)
                 if profile is None:
                     missing.append(key)

@@ -162,6 +162,11 @@ class L1:
         profile = self.slabs[kind].get(slot)
         return profile if profile[0] else None
 
+    def copies(self, kind: int, slots: npt.NDArray[np.int64]) -> list[bytes | None]:
+        """`copy` for many slots of a kind."""
+        self.settle()
+        return [profile if profile[0] else None for profile in self.slabs[kind].get_many(slots)]
+
     def clear(self, kind: int, entity: str) -> None:
         """Make the entity's slot empty, if it has one; whoever has it pinned begins a new profile in it."""
         self.settle()

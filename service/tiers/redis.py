@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import hiredis
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -65,6 +66,15 @@ end
 """
 
 
+class _PackedByHiredis:
+    """Of a connection: commands become bytes in C. In Python a script call with 256 profiles takes 0.4 ms of the loop."""
+
+    def pack_command(self, *args: bytes | str | int | float) -> list[bytes]:
+        """The command, whose first word may be several ("CONFIG GET"), as the protocol has it."""
+        words = str(args[0]).split() if isinstance(args[0], str) else [args[0]]
+        return [hiredis.pack_command((*words, *args[1:]))]
+
+
 class RedisTier:
     """The tier over the server at `url` (redis://, rediss:// or unix://). Connects when first used."""
 
@@ -91,6 +101,8 @@ class RedisTier:
                 driver_info=None,
             )
         )
+        pool = self._client.connection_pool
+        pool.connection_class = type("Connection", (_PackedByHiredis, pool.connection_class), {})
         self._put_script = self._client.register_script(_PUT)
         self._bury_script = self._client.register_script(_BURY)
         self._gate = Gate(concurrency_max)
