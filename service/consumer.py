@@ -7,9 +7,10 @@ again. So a restart, an outage and a toggle are the same thing, and an outage of
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from service.dirty import Dirty
+from service.l1_keys import L1Keys
 from service.levels import DOWN, OFF, Level
 
 Portion = tuple[dict[bytes, int], int]  # keys with the LSN of a change; everything up to this LSN is in them or was before
@@ -20,12 +21,13 @@ PROBE_INTERVAL_S = 1.0  # between two attempts to reach a level that is down
 class Consumer:
     """`position`: what the level has stored. `marked_lsn`: every change above that and up to here is in one of the maps."""
 
-    def __init__(self, level: Level, position: int) -> None:
+    def __init__(self, level: Level, position: int, l1_keys: L1Keys) -> None:
         self.level = level
+        self._l1_keys = l1_keys
         self.position = position
         self.marked_lsn = position
         self.is_live = level.state not in (DOWN, OFF)
-        self.dirty = Dirty()
+        self.dirty = Dirty(l1_keys)
         self.in_flight: dict[bytes, int] = {}
         self.missed: AsyncIterator[Portion] | None = None
         self.needs_complete = False  # the journal alone cannot tell what it lacks
@@ -38,14 +40,10 @@ class Consumer:
         """`key` was changed by the entry `lsn`; an earlier change that is still unwritten stays the first."""
         self.dirty.add(key, lsn)
 
-    def add_many(self, keys: Iterable[bytes], lsns: Iterable[int]) -> None:
-        """`add` for distinct keys."""
-        self.dirty.add_many(keys, lsns)
-
     def forget(self) -> None:
         """The level has to be met anew: what it lacks is read from the journal then."""
         assert not self.in_flight, "a flight that is forgotten is a lost update"
-        self.dirty, self.missed, self.is_live, self.has_claimed = Dirty(), None, False, False
+        self.dirty, self.missed, self.is_live, self.has_claimed = Dirty(self._l1_keys), None, False, False
 
     def meet(self, position: int, missed: AsyncIterator[Portion], needs_complete: bool) -> None:
         """The level answered: it stands at `position`, and `missed` gives what has changed since."""
@@ -75,14 +73,12 @@ class Consumer:
         """The first change of `key` that the level may lack; None if it has them all."""
         if not self.is_live:
             return self.position + 1
-        lsns = [self.dirty[key]] if key in self.dirty else []
-        if key in self.in_flight:
-            lsns.append(self.in_flight[key])
-        return min(lsns, default=None)
+        lsns = self.dirty.lsn_of(key), self.in_flight.get(key)
+        return min((lsn for lsn in lsns if lsn is not None), default=None)
 
-    def unwritten(self) -> list[bytes]:
-        """The keys that are known to be unwritten."""
-        return [*self.dirty, *self.in_flight]
+    def unwritten_below_l1(self) -> list[bytes]:
+        """The keys that are known to be unwritten, but for those of profiles in L1."""
+        return [*self.dirty.kept_by_key(), *self.in_flight]
 
     @property
     def n_dirty(self) -> int:

@@ -10,6 +10,7 @@ that of a batch of 64 rows.
 
 from collections import deque
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,14 @@ import numpy.typing as npt
 from service.tiers.l1 import L1
 
 NOTED_ROWS_MAX = 2_048  # that are not marked yet: marking them takes 0.2 ms
+
+
+class Marked(NamedTuple):
+    """Profiles of a kind that were changed, each with the LSN of its first change: by entity, and by slot of L1, int64 (n,)."""
+
+    by_entity: dict[str, int]
+    slots: npt.NDArray[np.int64]
+    lsns: npt.NDArray[np.int64]
 
 
 class Touched:
@@ -103,13 +112,13 @@ class Touched:
         # The last one is for the slot -1: nothing to mark.
         self._known = [bytearray(slab.capacity) + b"\x01" for slab in self._l1.slabs]
 
-    def take(self) -> list[dict[str, int]]:
+    def take(self) -> list[Marked]:
         """Everything marked since the last call, by kind."""
         self._mark_noted()
         self.n_takes += 1
-        taken = self._by_entity
-        for kind, marked in enumerate(self._by_slot):
-            for entity, lsn in zip(self._l1.indexes[kind].ids(list(marked)), marked.values(), strict=True):
-                taken[kind][entity] = min(lsn, taken[kind].get(entity, lsn))
+        taken = [
+            Marked(by_entity, *(np.fromiter(found, np.int64, len(by_slot)) for found in (by_slot.keys(), by_slot.values())))
+            for by_entity, by_slot in zip(self._by_entity, self._by_slot, strict=True)
+        ]
         self._by_entity, self._by_slot = [{} for _ in taken], [{} for _ in taken]
         return taken

@@ -20,6 +20,7 @@ from service.consumer import PROBE_INTERVAL_S, Consumer
 from service.errors import TierUnavailable
 from service.fetch import Fetcher, entity_key, split_key
 from service.journal import EPOCH_SHIFT, Journal, JournalError
+from service.l1_keys import L1Keys
 from service.levels import CATCHING_UP, DOWN, OFF, ON, Level
 from service.tiers.base import CLAIM_KEY, claim, read_reach
 from service.tiers.l1 import L1
@@ -57,7 +58,8 @@ class WriteBehind:
         """Give it the stops that need it themselves; before `start`."""
         self._l1 = l1
         self._fetcher = fetcher
-        self.consumers = [Consumer(level, position) for level, position in zip(levels, positions, strict=True)]
+        self._l1_keys = L1Keys(self._plan, l1)
+        self.consumers = [Consumer(level, position, self._l1_keys) for level, position in zip(levels, positions, strict=True)]
         self.n_written = {level.name: 0 for level in levels}
         self._touched.attach(l1)
 
@@ -107,10 +109,12 @@ class WriteBehind:
     def on_evict(self, kind: int, entity: str, slot: int) -> None:
         """L1 is about to reuse a slot: keep its bytes if no level has them for sure."""
         self._touched.leave(kind, entity, slot)
+        key = entity_key(self._plan.kinds[kind].name, entity)
+        for consumer in self.consumers:
+            consumer.dirty.leave(kind, slot, key)
         profile = self._l1.copy(kind, slot)
         if profile is None:
             return
-        key = entity_key(self._plan.kinds[kind].name, entity)
         if self._is_stateless():
             self._fetcher.partial.pop((kind, entity), None)  # to be looked for in the journal when a level is back
         elif self._touched.has_gone(kind, entity) or is_partial(profile) or self._must_wait(key):
@@ -139,7 +143,7 @@ class WriteBehind:
         """The keys, as of the first step, of all profiles in L1 or waiting, and of all that some level is known to lack."""
         self._see()
         entities = [(kind.name, entity) for kind in self._plan.kinds for entity in self._l1.entities(kind.number)]
-        keys = [*self._waiting, *self._partial_keys(), *(key for c in self.consumers for key in c.unwritten())]
+        keys = [*self._waiting, *self._partial_keys(), *(key for c in self.consumers for key in c.unwritten_below_l1())]
         for start in range(0, len(keys), CHUNK_KEYS):
             yield keys[start : start + CHUNK_KEYS]
             await asyncio.sleep(0)
@@ -225,11 +229,11 @@ class WriteBehind:
         """Hand what was touched since the last time to every consumer."""
         self._seen_lsn, self._see_at = self._applied.lsn, time.monotonic() + min(RECOVERY_SEE_S, 10 * self._interval_s)
         live = [consumer for consumer in self.consumers if consumer.is_live]
-        for kind, entities in zip(self._plan.kinds, self._touched.take(), strict=True):
-            prefix = entity_key(kind.name, "")
-            keys = [prefix + entity.encode() for entity in entities]
+        for kind, marked in zip(self._plan.kinds, self._touched.take(), strict=True):
+            keys = [entity_key(kind.name, entity) for entity in marked.by_entity]
             for consumer in live:
-                consumer.add_many(keys, entities.values())
+                consumer.dirty.add_many(keys, marked.by_entity.values())
+                consumer.dirty.mark(kind.number, marked.slots, marked.lsns)
         for consumer in live:
             consumer.marked_lsn = max(consumer.marked_lsn, self._seen_lsn)
 
@@ -298,9 +302,8 @@ class WriteBehind:
         """The newest bytes of each key that is in RAM and whole, and the keys that are not in RAM."""
         profiles, missing = {}, []
         for kind in self._plan.kinds:
-            prefix = entity_key(kind.name, "")
-            of_kind = [key for key in keys if key.startswith(prefix)]
-            slots = self._l1.indexes[kind.number].find([key[len(prefix) :].decode() for key in of_kind])
+            of_kind = self._l1_keys.of_kind(kind.number, keys)
+            slots = self._l1_keys.find_many(kind.number, of_kind)
             here = slots[slots >= 0]
             self._touched.forget_many(kind.number, here)
             copies = iter(self._l1.copies(kind.number, here))
