@@ -22,7 +22,7 @@ from loadgen.bench.entities.result import EntitiesOptions, EntitiesResult, Entit
 from loadgen.bench.payloads import DRAWS, Payloads
 from loadgen.bench.sizing import FLAGGED_SETTING, l1_setting, profile_bytes
 from loadgen.replay import ReplayStopped, TierCount, read_tiers
-from loadgen.sender import Client, SendError, Target
+from loadgen.sender import Client, SendError, Target, pause_after
 from models.machine import machine
 
 FEW, MANY, SPILL = "few", "many", "small L1"
@@ -30,6 +30,7 @@ TOUCH_ROWS = 1_000
 DRAWS_MAX = 1 << 20
 DEADLINE_S = 120.0
 L1_BYTES_MIN = 64 * 1024
+TOUCH_DEADLINE_S = 600.0
 SETTLE_S = 2.0  # for write-behind after the last touch
 GAUGE = re.compile(rb"^weir_l1_(profiles|bytes)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 
@@ -111,11 +112,15 @@ def _start(name: str, cards: int, l1: str, work: Path, options: EntitiesOptions)
 
 
 async def _touch(arm: _Arm) -> None:
-    """One event for each of the cards."""
+    """One event for each of the cards; a service whose levels cannot take them that fast is waited for."""
     client, started = Client(arm.target, DEADLINE_S), time.perf_counter()
     try:
         for start in range(0, arm.cards, TOUCH_ROWS):
-            reply = await client.request(arm.payloads.each_card(start, min(start + TOUCH_ROWS, arm.cards)))
+            request = arm.payloads.each_card(start, min(start + TOUCH_ROWS, arm.cards))
+            reply = await client.request(request)
+            while (pause_s := pause_after(reply)) is not None and time.perf_counter() - started < TOUCH_DEADLINE_S:
+                await asyncio.sleep(pause_s)
+                reply = await client.request(request)
             if reply.status != 200 or b'"status":' in reply.body:
                 raise BenchError(f"{arm.name} refused events: {reply.status} {reply.body[:400]!r}")
     except SendError as error:
