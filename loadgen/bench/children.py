@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from loadgen.bench.stores import Stores, is_running
@@ -26,14 +26,17 @@ class BenchError(Exception):
 class Child:
     """A server process. `url` is where it listens, `ready_s` the time from its start to its ready line."""
 
-    def __init__(self, name: str, argv: Sequence[str], logs: Path) -> None:
-        """Start and wait for the ready line on stdout. Raises BenchError with the end of its stderr."""
+    def __init__(self, name: str, argv: Sequence[str], logs: Path, environment: Mapping[str, str] | None = None) -> None:
+        """Start and wait for the ready line on stdout. Raises BenchError with the end of its stderr.
+
+        `environment` stands in place of this process's own.
+        """
         self.name = name
         out, err = logs / f"{name}.out", logs / f"{name}.err"
         started = time.perf_counter()
         # Files, not pipes: a service that logs a lot must never block on a reader that is busy measuring.
         with out.open("wb") as stdout, err.open("wb") as stderr:
-            self._process = subprocess.Popen(argv, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(argv, stdout=stdout, stderr=stderr, stdin=subprocess.DEVNULL, env=environment)
         self.pid = self._process.pid
         self._paused = False
         self.stores = Stores(self.pid)  # none, unless it was started with --embedded
