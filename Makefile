@@ -17,7 +17,7 @@ GO_STAMP := gocore/build/.built
 GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
-.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench profile docs clean
+.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench stacks profile docs clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -93,6 +93,10 @@ bench: setup go  ## the benchmarks at full size (about an hour); JSON and pages 
 	$(BIN)/weir bench overload --json $(DATA)/bench/overload.json --html $(DATA)/bench/overload.html
 	$(BIN)/weir bench entities --json $(DATA)/bench/entities.json --html $(DATA)/bench/entities.html
 	$(BIN)/weir bench memory --json $(DATA)/bench/memory.json
+
+stacks: setup go  ## install and build the rival stacks (PyTorch and crates: 10 minutes, 7 GB in data/stacks), then check that all agree
+	$(BIN)/python -m loadgen.stacks build
+	$(BIN)/python -m loadgen.stacks check
 
 profile: setup go  ## where a request's time goes under load: flame graph and table into docs/results (PROFILE=path.svg MODE=http|stream)
 	$(BIN)/weir bench profile --out $(PROFILE) --mode $(MODE)

@@ -13,17 +13,20 @@ FILE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 70
 FILE_KIB_MAX = 512
 
+RIVALS = {path.relative_to(ROOT).as_posix() for path in (ROOT / "loadgen" / "stacks").glob("fastapi*/*.py")}
+RIVALS.add("loadgen/stacks/fastapi_card.py")
+
 # Third-party clients and the modules that may import them.
 CLIENTS = {
     "rocksdict": {"service/tiers/l2.py"},
     "redis": {"service/tiers/redis.py"},
-    "asyncpg": {"service/tiers/postgres.py"},
+    "asyncpg": {"service/tiers/postgres.py", "loadgen/stacks/seed.py", *RIVALS},
     "rbloom": {"service/tiers/bloom.py"},
     "pybloom_live": {"service/tiers/bloom.py"},
-    "onnxruntime": {"models/onnx_session.py"},
+    "onnxruntime": {"models/onnx_session.py", *RIVALS},
     "cffi": {"gocore/binding.py", "loadgen/bench/scorers/ort.py"},
     "sklearn": {"models/calibrate.py", "models/fit_network.py", "models/fit_trees.py"},
-    "onnx": {"models/graph.py"},
+    "onnx": {"models/graph.py", "loadgen/stacks/mobilenet.py"},
     "prometheus_client": {"service/metrics.py"},
     "httptools": {"service/fastlane.py", "loadgen/sender.py", "loadgen/bench/null_server.py"},
     "msgpack": {"service/score_stream.py"},

@@ -1,0 +1,186 @@
+"""Building stacks: packages into the stacks' own environment, one build command each, its time and what it takes on disk.
+
+Only Python packages (pip), crates (cargo) and Go modules are fetched; Debian's packages are named, never installed.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import Distribution, distributions, requires
+from pathlib import Path
+
+import msgspec
+from packaging.requirements import Requirement
+from packaging.utils import NormalizedName, canonicalize_name
+
+from gocore.build import c_compiler, find_go
+from gocore.locate import onnxruntime_library
+from loadgen.bench.children import STDERR_TAIL, BenchError
+from loadgen.stacks.launch import run_tool
+from loadgen.stacks.manifest import (
+    BUILT,
+    DATA,
+    Built,
+    Stack,
+    build_dir,
+    filled,
+    load_built,
+    missing,
+    missing_to_build,
+    python_of,
+    sources_of,
+    venv_python,
+)
+
+Say = Callable[[str], None]
+EXTRA = "stacks"  # of this project's optional dependencies: what goes into the environment
+LOG = "build.log"
+VENV_SECONDS = "venv-seconds.json"
+LIBRARY = "libonnxruntime.so"
+SONAME = "libonnxruntime.so.1"  # what a program that was linked against it asks for
+
+
+def build_stack(stack: Stack, say: Say, data: Path = DATA, *, again: bool = False) -> Built | None:
+    """Build a stack, or only weigh it where nothing is to be built. None: it was built from these sources already.
+
+    Raises BenchError: a need is missing, or the command failed.
+    """
+    built = load_built(stack, data)
+    if not again and built is not None and built.sources == sources_of(stack) and missing(stack, data) is None:
+        return None
+    if reason := missing_to_build(stack, data):
+        raise BenchError(f"{stack.name}: {reason}")
+    folder = build_dir(stack, data)
+    folder.mkdir(parents=True, exist_ok=True)
+    if "lib:onnxruntime" in stack.needs:
+        _link_onnxruntime(folder)
+    seconds = _run_build(stack, folder, say, data) if stack.build else _packages_s(stack, data)
+    done = Built(
+        seconds=round(seconds, 2),
+        installed_bytes=installed_bytes(stack, data),
+        sources=sources_of(stack),
+        at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    (folder / BUILT).write_bytes(msgspec.json.encode(done) + b"\n")
+    return done
+
+
+def make_venv(say: Say, data: Path = DATA) -> float:
+    """The stacks' own environment with the extra `stacks`; seconds. Raises BenchError."""
+    python = venv_python(data)
+    wanted = wanted_packages()
+    started = time.perf_counter()
+    if not python.is_file():
+        say(f"making {python.parents[1]}")
+        subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
+    say(f"installing {', '.join(wanted)}")
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
+    log = data / f"venv-{LOG}"
+    if run_tool(command, data, os.environ, log):
+        raise BenchError(f"the stacks' environment: pip failed: {_tail(log)}")
+    seconds = time.perf_counter() - started
+    (data / VENV_SECONDS).write_bytes(msgspec.json.encode(round(seconds, 1)))
+    return seconds
+
+
+def _packages_s(stack: Stack, data: Path) -> float:
+    """Seconds that pip took for the environment that the stack runs in: 0 for this one, which was there."""
+    if python_of(stack, data) == sys.executable:
+        return 0.0
+    try:
+        return msgspec.json.decode((data / VENV_SECONDS).read_bytes(), type=float)
+    except (OSError, msgspec.DecodeError):
+        return 0.0
+
+
+def wanted_packages() -> list[str]:
+    """The requirements of the extra `stacks`, as pip reads them."""
+    found = []
+    for text in requires("weir") or ():
+        requirement = Requirement(text)
+        marker = requirement.marker
+        if marker is not None and marker.evaluate({"extra": EXTRA}) and not marker.evaluate({"extra": ""}):
+            requirement.marker = None
+            found.append(str(requirement))
+    if not found:
+        raise BenchError(f"weir as it is installed has no extra {EXTRA!r}; pip install -e '.[dev]' again")
+    return found
+
+
+def installed_bytes(stack: Stack, data: Path = DATA) -> int:
+    """What the stack takes on disk: its folder or its program, and the Python packages that it needs with theirs.
+
+    Python itself, libc and other libraries of the system are not counted.
+    """
+    packages = [need.partition(":")[2] for need in stack.needs if need.startswith("python:")]
+    total = _packages_bytes(packages, python_of(stack, data)) if packages else 0
+    if stack.build:
+        program = Path(filled(stack, stack.run, data)[0])
+        total += program.stat().st_size if program.is_file() else 0
+    else:
+        total += sum(
+            path.stat().st_size for path in stack.here.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        )
+    if "lib:onnxruntime" in stack.needs:
+        total += onnxruntime_library().stat().st_size
+    return total
+
+
+def _run_build(stack: Stack, folder: Path, say: Say, data: Path) -> float:
+    """Seconds of the build command. Raises BenchError."""
+    say(f"building {stack.name} into {folder}")
+    environment = dict(os.environ)
+    if "go" in stack.needs:
+        go, compiler = find_go(), c_compiler()
+        assert go is not None, "missing_to_build looked"
+        assert compiler is not None, "missing_to_build looked"
+        environment |= {"CGO_ENABLED": "1", "CC": compiler, "PATH": f"{Path(go).parent}{os.pathsep}{os.environ['PATH']}"}
+    started = time.perf_counter()
+    argv, log = filled(stack, stack.build, data), folder / LOG
+    try:
+        code = run_tool(argv, stack.here, environment, log)
+    except OSError as error:
+        raise BenchError(f"{stack.name}: {argv[0]} cannot be started: {error}") from None
+    if code:
+        raise BenchError(f"{stack.name}: the build ended with code {code}, {log}: {_tail(log)}")
+    return time.perf_counter() - started
+
+
+def _link_onnxruntime(folder: Path) -> None:
+    """The wheel's library under both names: one to link against, one that a program asks for."""
+    for name in (LIBRARY, SONAME):
+        link = folder / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(onnxruntime_library())
+
+
+def _packages_bytes(names: Iterable[str], python: str) -> int:
+    """Bytes of the files of these distributions and of all that they require, in the environment of `python`."""
+    folders = None
+    if python != sys.executable:
+        folders = [str(path) for path in Path(python).parents[1].glob("lib/python3*/site-packages")]
+    there = {canonicalize_name(d.name): d for d in (distributions(path=folders) if folders else distributions())}
+    todo: list[tuple[NormalizedName, frozenset[str]]] = [(canonicalize_name(name), frozenset()) for name in names]
+    seen: set[tuple[NormalizedName, frozenset[str]]] = set()
+    while todo:
+        name, extras = step = todo.pop()
+        if step in seen or name not in there:
+            continue
+        seen.add(step)
+        for requirement in map(Requirement, there[name].requires or ()):
+            # Extras count: PyTorch requires most of CUDA as extras of one package.
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""}):
+                todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return sum(_distribution_bytes(there[name]) for name in {name for name, _ in seen})
+
+
+def _distribution_bytes(distribution: Distribution) -> int:
+    files = [Path(str(distribution.locate_file(path))) for path in distribution.files or ()]
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")[-STDERR_TAIL:].strip() or "no output"

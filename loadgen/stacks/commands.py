@@ -1,0 +1,139 @@
+"""`python -m loadgen.stacks`: which stacks there are, building them, checking that they all do the same work."""
+
+import asyncio
+import secrets
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loadgen.bench.children import BenchError
+from loadgen.bench.terminal import one_line_errors, print_table, say
+from loadgen.page import Cell
+from loadgen.stacks.build import build_stack, make_venv
+from loadgen.stacks.check import Finding, check_stack
+from loadgen.stacks.database import database
+from loadgen.stacks.launch import StackSettings, start_stack
+from loadgen.stacks.manifest import DATA, Built, Stack, load_built, load_stack, load_stacks, missing, venv_python
+from loadgen.stacks.reference import Reference
+from loadgen.stacks.seed import Population, seed_database
+from loadgen.stacks.weights import export_models
+
+MODELS = "models"  # folder of the exported models, beside the builds
+CHECK_CARDS = 1_000
+OWN_ENVIRONMENT = ("torch",)  # packages that stay out of this environment
+
+Names = Annotated[list[str] | None, typer.Argument(help="Stacks; all of them if none is named.", show_default=False)]
+DataDir = Annotated[Path, typer.Option(help="Where builds, models and the stacks' environment are.")]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The rival stacks: list, build, check.")
+
+
+def main() -> None:
+    """The command line."""
+    app()
+
+
+@app.command("list")
+def list_stacks(data_dir: DataDir = DATA) -> None:
+    """Each stack: what it answers, whether it can run here, and if not, why."""
+    with one_line_errors("stacks"):
+        rows: list[list[Cell]] = []
+        for stack in load_stacks():
+            reason, built = missing(stack, data_dir), load_built(stack, data_dir)
+            rows.append([stack.name, stack.title, ", ".join(stack.workloads), *_weight(built), reason or "ready"])
+        _table("Rival stacks", ("stack", "title", "workloads", "MB", "built, s", "state"), rows)
+
+
+@app.command()
+def build(names: Names = None, data_dir: DataDir = DATA, again: bool = False) -> None:
+    """Install and build what is missing; a stack whose tools are not here is skipped with the reason."""
+    with one_line_errors("stacks"):
+        stacks = _named(names)
+        data_dir.mkdir(parents=True, exist_ok=True)
+        if any(f"python:{package}" in stack.needs for stack in stacks for package in OWN_ENVIRONMENT):
+            wanted = [stack for stack in stacks if (missing(stack, data_dir) or "").startswith("Python package")]
+            if wanted or not venv_python(data_dir).is_file():
+                say(f"{make_venv(say, data_dir):,.0f} s for packages")
+        failed = False
+        for stack in stacks:
+            try:
+                built = build_stack(stack, say, data_dir, again=again)
+            except BenchError as error:
+                # A tool that is not here is no failure; a build that breaks is.
+                skipped = missing(stack, data_dir) and "the build ended" not in str(error)
+                say(f"{'skipped' if skipped else 'failed'}: {error}")
+                failed |= not skipped
+                continue
+            how = "as it was" if built is None else f"{built.seconds:,.1f} s, {built.installed_bytes / 1e6:,.0f} MB"
+            say(f"{stack.name}: {how}")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    names: Names = None,
+    data_dir: DataDir = DATA,
+    database_url: Annotated[str | None, typer.Option("--database", help="A Postgres; by default an embedded one.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="STACK_WORKERS.")] = 1,
+) -> None:
+    """Start each stack that is there and compare its answers and its errors with the reference's. Exit code 1: one differs."""
+    with one_line_errors("stacks"):
+        stacks = _named(names)
+        models = export_models(data_dir / MODELS)
+        population = Population.make(CHECK_CARDS)
+        reference = Reference(population, models)
+        rows: list[list[Cell]] = []
+        failures: list[tuple[str, Finding]] = []
+        with database(database_url) as url, tempfile.TemporaryDirectory(prefix="weir-stacks-") as logs:
+            asyncio.run(seed_database(url, population))
+            settings = StackSettings(secrets.token_urlsafe(24), url, models, workers)
+            for stack in stacks:
+                if reason := missing(stack, data_dir):
+                    rows.append([stack.name, None, None, None, f"skipped: {reason}"])
+                    continue
+                say(f"checking {stack.name}")
+                row, found = _check_one(stack, settings, Path(logs), data_dir, reference)
+                rows.append(row)
+                failures += [(stack.name, finding) for finding in found]
+        _table("Checked against onnxruntime in this process", ("stack", "checks", "ready, s", "took, s", "state"), rows)
+        for name, finding in failures:
+            say(f"{name}: {finding.what}: {finding.problem}")
+    if failures:
+        raise typer.Exit(1)
+
+
+def _check_one(
+    stack: Stack, settings: StackSettings, logs: Path, data_dir: Path, reference: Reference
+) -> tuple[list[Cell], list[Finding]]:
+    """Its row, and what was wrong."""
+    started = time.perf_counter()
+    try:
+        child = start_stack(stack, settings, logs, data_dir)
+    except BenchError as error:
+        return [stack.name, 0, None, None, "does not start"], [Finding("its start", str(error))]
+    try:
+        findings = check_stack(stack, child.url, settings.key, reference)
+    finally:
+        child.stop()
+    wrong = [finding for finding in findings if finding.problem is not None]
+    state = f"{len(wrong)} wrong" if wrong else "agrees"
+    return [stack.name, len(findings), child.ready_s, time.perf_counter() - started, state], wrong
+
+
+def _named(names: list[str] | None) -> list[Stack]:
+    return [load_stack(name) for name in names] if names else load_stacks()
+
+
+def _weight(built: Built | None) -> tuple[Cell, Cell]:
+    """MB installed and seconds of the build."""
+    return (None, None) if built is None else (built.installed_bytes / 1e6, built.seconds)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """Names to the left, whatever stands in the last column in full."""
+    print_table(title, columns, rows)
