@@ -2,7 +2,7 @@
 
 import http.client
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -54,7 +54,15 @@ class Asker:
         given = self.key if authorization == "" else authorization
         if given is not None:
             headers["Authorization"] = given
-        self._connection.request("POST", path, body, headers)
+        try:
+            return self._exchange(path, body, headers)
+        except (ConnectionError, http.client.BadStatusLine):
+            # A server that refuses before it has read the body may close; the next request then finds out.
+            self._connection.close()
+            return self._exchange(path, body, headers)
+
+    def _exchange(self, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        self._connection.request("POST", path, body, dict(headers))
         response = self._connection.getresponse()
         return response.status, response.read()
 
