@@ -25,9 +25,9 @@ ASK_TIMEOUT_S = 30.0
 N_SINGLES = 40
 BATCHES = (1, 16, 64)
 N_PICTURES = 4
-JPEG_TOLERANCE = (
-    0.5  # of the score, relative: decoders differ by one step of 255 here and there, and random weights amplify that
-)
+# Decoders of JPEG differ by a step of 255 here and there, and random weights amplify that: Go's moves scores by up to 26 %.
+JPEG_TOLERANCE = 0.5  # of the score, relative; libjpeg's are equal to the bit
+JPEG_BEST = 3  # a class among the reference's first three will do: a wrong picture hits one in 0.3 % of cases
 IMAGE_TOLERANCE = 1e-4  # of a score between runs of one model by one library; kernels differ by batch and thread count
 
 
@@ -166,11 +166,9 @@ def _picture_problem(asker: Asker, kind: str, number: int, reference: Reference)
         return f"{_shown(answer)}: {error}"
     jpeg = kind == "image-jpeg"
     scores = reference.scores(decode_jpeg(body) if jpeg else pixels)
-    best = int(scores.argmax())
-    if not jpeg and prediction.label != best:
-        return f"class {prediction.label} instead of {best}"
-    if not 0 <= prediction.label < len(scores):
-        return f"class {prediction.label}: expected 0 to {len(scores) - 1}"
+    best: list[int] = scores.argsort()[::-1][: JPEG_BEST if jpeg else 1].tolist()
+    if prediction.label not in best:
+        return f"class {prediction.label} instead of {' or '.join(map(str, best))}"
     expected = float(scores[prediction.label])
     allowed = JPEG_TOLERANCE * expected if jpeg else IMAGE_TOLERANCE
     if not abs(prediction.score - expected) <= allowed:

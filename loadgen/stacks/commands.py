@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +27,7 @@ CHECK_CARDS = 1_000
 OWN_ENVIRONMENT = ("torch",)  # packages that stay out of this environment
 
 Names = Annotated[list[str] | None, typer.Argument(help="Stacks; all of them if none is named.", show_default=False)]
+Again = Annotated[bool, typer.Option("--again", help="Build from nothing, whatever is there: the time of a first build.")]
 DataDir = Annotated[Path, typer.Option(help="Where builds, models and the stacks' environment are.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="The rival stacks: list, build, check.")
@@ -42,22 +43,27 @@ def list_stacks(data_dir: DataDir = DATA) -> None:
     """Each stack: what it answers, whether it can run here, and if not, why."""
     with one_line_errors("stacks"):
         rows: list[list[Cell]] = []
+        reasons: dict[str, str] = {}
         for stack in load_stacks():
             reason, built = missing(stack, data_dir), load_built(stack, data_dir)
-            rows.append([stack.name, stack.title, ", ".join(stack.workloads), *_weight(built), reason or "ready"])
-        _table("Rival stacks", ("stack", "title", "workloads", "MB", "built, s", "state"), rows)
+            if reason:
+                reasons[stack.name] = reason
+            answers = ", ".join(workload.removeprefix("image-") for workload in stack.workloads)
+            rows.append([stack.name, stack.title, answers, *_weight(built), "skipped" if reason else "ready"])
+        print_table("Rival stacks", ("arm", "what", "answers", "MB", "built, s", "state"), rows)
+        _say_reasons(reasons)
 
 
 @app.command()
-def build(names: Names = None, data_dir: DataDir = DATA, again: bool = False) -> None:
+def build(names: Names = None, data_dir: DataDir = DATA, again: Again = False) -> None:
     """Install and build what is missing; a stack whose tools are not here is skipped with the reason."""
     with one_line_errors("stacks"):
         stacks = _named(names)
         data_dir.mkdir(parents=True, exist_ok=True)
         if any(f"python:{package}" in stack.needs for stack in stacks for package in OWN_ENVIRONMENT):
             wanted = [stack for stack in stacks if (missing(stack, data_dir) or "").startswith("Python package")]
-            if wanted or not venv_python(data_dir).is_file():
-                say(f"{make_venv(say, data_dir):,.0f} s for packages")
+            if wanted or again or not venv_python(data_dir).is_file():
+                say(f"{make_venv(say, data_dir, again=again):,.0f} s for packages")
         failed = False
         for stack in stacks:
             try:
@@ -68,8 +74,11 @@ def build(names: Names = None, data_dir: DataDir = DATA, again: bool = False) ->
                 say(f"{'skipped' if skipped else 'failed'}: {error}")
                 failed |= not skipped
                 continue
-            how = "as it was" if built is None else f"{built.seconds:,.1f} s, {built.installed_bytes / 1e6:,.0f} MB"
-            say(f"{stack.name}: {how}")
+            if built is None:
+                say(f"{stack.name}: as it was")
+            else:
+                took = built.seconds if built.rebuild_s is None else built.rebuild_s
+                say(f"{stack.name}: {took:,.1f} s, {built.installed_bytes / 1e6:,.0f} MB")
     if failed:
         raise typer.Exit(1)
 
@@ -88,19 +97,23 @@ def check(
         population = Population.make(CHECK_CARDS)
         reference = Reference(population, models)
         rows: list[list[Cell]] = []
+        reasons: dict[str, str] = {}
         failures: list[tuple[str, Finding]] = []
         with database(database_url) as url, tempfile.TemporaryDirectory(prefix="weir-stacks-") as logs:
             asyncio.run(seed_database(url, population))
             settings = StackSettings(secrets.token_urlsafe(24), url, models, workers)
             for stack in stacks:
                 if reason := missing(stack, data_dir):
-                    rows.append([stack.name, None, None, None, f"skipped: {reason}"])
+                    reasons[stack.name] = reason
+                    rows.append([stack.name, None, None, None, "skipped"])
                     continue
                 say(f"checking {stack.name}")
                 row, found = _check_one(stack, settings, Path(logs), data_dir, reference)
                 rows.append(row)
                 failures += [(stack.name, finding) for finding in found]
-        _table("Checked against onnxruntime in this process", ("stack", "checks", "ready, s", "took, s", "state"), rows)
+        title = f"Checked against onnxruntime in this process, STACK_WORKERS={workers}"
+        print_table(title, ("arm", "checks", "ready, s", "took, s", "state"), rows)
+        _say_reasons(reasons)
         for name, finding in failures:
             say(f"{name}: {finding.what}: {finding.problem}")
     if failures:
@@ -134,6 +147,7 @@ def _weight(built: Built | None) -> tuple[Cell, Cell]:
     return (None, None) if built is None else (built.installed_bytes / 1e6, built.seconds)
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-    """Names to the left, whatever stands in the last column in full."""
-    print_table(title, columns, rows)
+def _say_reasons(reasons: Mapping[str, str]) -> None:
+    """Each skipped stack with its reason in full, below the table."""
+    for name, reason in reasons.items():
+        typer.echo(f"{name} is skipped: {reason}")

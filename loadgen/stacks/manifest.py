@@ -59,9 +59,12 @@ class Stack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Built(msgspec.Struct, frozen=True):
-    """What a build left behind: seconds, bytes installed, the hash of the sources, when (UTC)."""
+    """What a build left behind. `seconds`: of the last one that began with nothing but downloaded packages; for Python, of the
+    installation of the stacks' environment. `rebuild_s`: of one since, over what was there. `sources`: their hash. `at`: UTC.
+    """
 
     seconds: float
+    rebuild_s: float | None
     installed_bytes: int
     sources: str
     at: str

@@ -68,11 +68,10 @@ class _Writer:
         ]
         self.last = POOLED_NAME
 
-    def classify(self, mean: Array, deviation: Array) -> None:
-        """One dense layer over (pooled - mean) / deviation, which is folded into its weights; then probabilities."""
-        inputs = len(mean)
-        weight = self._rng.standard_normal((N_CLASSES, inputs), dtype=np.float32) * np.float32(LOGIT_GAIN / np.sqrt(inputs))
-        weight /= np.maximum(deviation, np.float32(1e-3))
+    def classify(self, mean: Array, directions: Array) -> None:
+        """One dense layer over directions @ (pooled - mean), which is folded into its weights; then probabilities."""
+        mix = self._rng.standard_normal((N_CLASSES, len(directions)), dtype=np.float32)
+        weight = (mix @ directions * (LOGIT_GAIN / np.sqrt(len(directions)))).astype(np.float32)
         self.constants |= {"classifier.weight": weight, "classifier.bias": -(weight @ mean).astype(np.float32)}
         self.nodes += [
             helper.make_node("Gemm", [self.last, "classifier.weight", "classifier.bias"], ["logits"], transB=1),
@@ -83,8 +82,9 @@ class _Writer:
 def build_mobilenet(seed: int, centre: tuple[Array, Array] | None) -> tuple[bytes, dict[str, Array]]:
     """The serialised model and its weights by name, as PyTorch lays them out. The same bytes for the same arguments.
 
-    `centre`: mean and deviation, float32 (1280,) each, of what comes out of the pooling for typical pictures: random
-    convolutions give nearly the same for all of them, and without it every picture would be of one class. None builds the
+    `centre`: of what comes out of the pooling for typical pictures, float32: its mean (1280,) and the directions in which it
+    varies (k, 1280), each scaled to a deviation of 1. Random convolutions give nearly the same for all pictures: without it
+    each would be of one class, and with all directions a pixel that is off by one would change the class. None builds the
     network up to there, with the output `flat` (N, 1280).
     """
     writer = _Writer(seed)
