@@ -3,7 +3,9 @@
 Only Python packages (pip), crates (cargo) and Go modules are fetched; Debian's packages are named, never installed.
 """
 
+import contextlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -38,9 +40,26 @@ from loadgen.stacks.manifest import (
 Say = Callable[[str], None]
 EXTRA = "stacks"  # of this project's optional dependencies: what goes into the environment
 LOG = "build.log"
-VENV_SECONDS = "venv-seconds.json"
+VENV_TOOK = "venv-took.json"
 LIBRARY = "libonnxruntime.so"
 SONAME = "libonnxruntime.so.1"  # what a program that was linked against it asks for
+
+
+class Took(msgspec.Struct, frozen=True):
+    """Seconds by the clock, and of CPU: the first grow with what else runs on the machine."""
+
+    seconds: float
+    cpu_s: float
+
+
+class _Clock:
+    """From its making to `took`: the time of this process's children that were waited for."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), _children_cpu_s()
+
+    def took(self) -> Took:
+        return Took(round(time.perf_counter() - self._wall, 2), round(_children_cpu_s() - self._cpu, 2))
 
 
 def build_stack(stack: Stack, say: Say, data: Path = DATA, *, again: bool = False) -> Built | None:
@@ -61,10 +80,12 @@ def build_stack(stack: Stack, say: Say, data: Path = DATA, *, again: bool = Fals
     folder.mkdir(parents=True, exist_ok=True)
     if "lib:onnxruntime" in stack.needs:
         _link_onnxruntime(folder)
-    seconds = _run_build(stack, folder, say, data) if stack.build else _packages_s(stack, data)
+    took = _run_build(stack, folder, say, data) if stack.build else _packages_took(stack, data)
+    first = took if built is None else Took(built.seconds, built.cpu_s)
     done = Built(
-        seconds=round(seconds, 2) if built is None else built.seconds,
-        rebuild_s=None if built is None else round(seconds, 2),
+        seconds=first.seconds,
+        cpu_s=first.cpu_s,
+        rebuild_s=None if built is None else took.seconds,
         installed_bytes=installed_bytes(stack, data),
         sources=sources_of(stack),
         at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -73,13 +94,13 @@ def build_stack(stack: Stack, say: Say, data: Path = DATA, *, again: bool = Fals
     return done
 
 
-def make_venv(say: Say, data: Path = DATA, *, again: bool = False) -> float:
-    """The stacks' own environment with the extra `stacks`; seconds. `again` makes it from nothing. Raises BenchError."""
+def make_venv(say: Say, data: Path = DATA, *, again: bool = False) -> Took:
+    """The stacks' own environment with the extra `stacks`. `again` makes it from nothing. Raises BenchError."""
     python = venv_python(data)
     if again and python.parents[1].exists():
         shutil.rmtree(python.parents[1])
     wanted = wanted_packages()
-    started = time.perf_counter()
+    clock = _Clock()
     if not python.is_file():
         say(f"making {python.parents[1]}")
         subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
@@ -88,19 +109,17 @@ def make_venv(say: Say, data: Path = DATA, *, again: bool = False) -> float:
     log = data / f"venv-{LOG}"
     if run_tool(command, data, os.environ, log):
         raise BenchError(f"the stacks' environment: pip failed: {_tail(log)}")
-    seconds = time.perf_counter() - started
-    (data / VENV_SECONDS).write_bytes(msgspec.json.encode(round(seconds, 1)))
-    return seconds
+    took = clock.took()
+    (data / VENV_TOOK).write_bytes(msgspec.json.encode(took))
+    return took
 
 
-def _packages_s(stack: Stack, data: Path) -> float:
-    """Seconds that pip took for the environment that the stack runs in: 0 for this one, which was there."""
-    if python_of(stack, data) == sys.executable:
-        return 0.0
-    try:
-        return msgspec.json.decode((data / VENV_SECONDS).read_bytes(), type=float)
-    except (OSError, msgspec.DecodeError):
-        return 0.0
+def _packages_took(stack: Stack, data: Path) -> Took:
+    """What pip took for the environment that the stack runs in: nothing for this one, which was there."""
+    if python_of(stack, data) != sys.executable:
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            return msgspec.json.decode((data / VENV_TOOK).read_bytes(), type=Took)
+    return Took(0.0, 0.0)
 
 
 def wanted_packages() -> list[str]:
@@ -136,8 +155,8 @@ def installed_bytes(stack: Stack, data: Path = DATA) -> int:
     return total
 
 
-def _run_build(stack: Stack, folder: Path, say: Say, data: Path) -> float:
-    """Seconds of the build command. Raises BenchError."""
+def _run_build(stack: Stack, folder: Path, say: Say, data: Path) -> Took:
+    """Run the build command. Raises BenchError."""
     say(f"building {stack.name} into {folder}")
     environment = dict(os.environ)
     if "go" in stack.needs:
@@ -147,7 +166,7 @@ def _run_build(stack: Stack, folder: Path, say: Say, data: Path) -> float:
         path = f"{Path(go).parent}{os.pathsep}{os.environ['PATH']}"
         # A cache of its own, or the time of a first build would depend on what else was built here.
         environment |= {"CGO_ENABLED": "1", "CC": compiler, "GOCACHE": str(folder / "cache"), "PATH": path}
-    started = time.perf_counter()
+    clock = _Clock()
     argv, log = filled(stack, stack.build, data), folder / LOG
     try:
         code = run_tool(argv, stack.here, environment, log)
@@ -155,7 +174,7 @@ def _run_build(stack: Stack, folder: Path, say: Say, data: Path) -> float:
         raise BenchError(f"{stack.name}: {argv[0]} cannot be started: {error}") from None
     if code:
         raise BenchError(f"{stack.name}: the build ended with code {code}, {log}: {_tail(log)}")
-    return time.perf_counter() - started
+    return clock.took()
 
 
 def _link_onnxruntime(folder: Path) -> None:
@@ -194,3 +213,8 @@ def _distribution_bytes(distribution: Distribution) -> int:
 
 def _tail(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")[-STDERR_TAIL:].strip() or "no output"
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime

@@ -50,7 +50,7 @@ def list_stacks(data_dir: DataDir = DATA) -> None:
                 reasons[stack.name] = reason
             answers = ", ".join(workload.removeprefix("image-") for workload in stack.workloads)
             rows.append([stack.name, stack.title, answers, *_weight(built), "skipped" if reason else "ready"])
-        print_table("Rival stacks", ("arm", "what", "answers", "MB", "built, s", "state"), rows)
+        print_table("Rival stacks", ("arm", "what", "answers", "MB", "built, s", "CPU, s", "state"), rows)
         _say_reasons(reasons)
 
 
@@ -63,7 +63,7 @@ def build(names: Names = None, data_dir: DataDir = DATA, again: Again = False) -
         if any(f"python:{package}" in stack.needs for stack in stacks for package in OWN_ENVIRONMENT):
             wanted = [stack for stack in stacks if (missing(stack, data_dir) or "").startswith("Python package")]
             if wanted or again or not venv_python(data_dir).is_file():
-                say(f"{make_venv(say, data_dir, again=again):,.0f} s for packages")
+                say(f"{make_venv(say, data_dir, again=again).seconds:,.0f} s for packages")
         failed = False
         for stack in stacks:
             try:
@@ -142,9 +142,9 @@ def _named(names: list[str] | None) -> list[Stack]:
     return [load_stack(name) for name in names] if names else load_stacks()
 
 
-def _weight(built: Built | None) -> tuple[Cell, Cell]:
-    """MB installed and seconds of the build."""
-    return (None, None) if built is None else (built.installed_bytes / 1e6, built.seconds)
+def _weight(built: Built | None) -> tuple[Cell, Cell, Cell]:
+    """MB installed, seconds of the first build, and of its CPU."""
+    return (None, None, None) if built is None else (built.installed_bytes / 1e6, built.seconds, built.cpu_s)
 
 
 def _say_reasons(reasons: Mapping[str, str]) -> None:

@@ -40,8 +40,8 @@ NOT_SOURCES = (".md", ".lock")  # a lock is written by the build
 DPKG_DEADLINE_S = 20.0
 
 
-class Stack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A stack.toml. `name` is that of its folder."""
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A stack.toml."""
 
     title: str
     language: str
@@ -50,20 +50,24 @@ class Stack(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     workloads: list[str]
     build: list[str] = []
     workers_best: int = 1
-    name: str = ""
 
-    @property
-    def here(self) -> Path:
-        """Its sources."""
-        return HERE / self.name
+
+class Stack(Manifest, frozen=True, kw_only=True):
+    """A stack: its manifest, the name of its folder and the folder, absolute."""
+
+    name: str
+    here: Path
 
 
 class Built(msgspec.Struct, frozen=True):
-    """What a build left behind. `seconds`: of the last one that began with nothing but downloaded packages; for Python, of the
-    installation of the stacks' environment. `rebuild_s`: of one since, over what was there. `sources`: their hash. `at`: UTC.
+    """What a build left behind.
+
+    `seconds`, `cpu_s`: of the last one that began with nothing but downloaded packages; for Python, of the installation of the
+    stacks' environment. `rebuild_s`: of one since, over what was there. `sources`: their hash. `at`: UTC.
     """
 
     seconds: float
+    cpu_s: float
     rebuild_s: float | None
     installed_bytes: int
     sources: str
@@ -79,15 +83,15 @@ def load_stack(name: str, root: Path = HERE) -> Stack:
     """The stack in the folder `name`. Raises BenchError that names the file and the fix."""
     path = root / name / MANIFEST
     try:
-        stack = msgspec.toml.decode(path.read_bytes(), type=Stack)
+        manifest = msgspec.toml.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
         known = ", ".join(stack_names(root)) or "none"
         raise BenchError(f"no stack {name!r}: {path} is missing; there are: {known}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:  # a ValidationError is a DecodeError
         raise BenchError(f"{path}: {error}") from None
-    if problem := _problem(stack):
+    if problem := _problem(manifest):
         raise BenchError(f"{path}: {problem}")
-    return msgspec.structs.replace(stack, name=name)
+    return Stack(**msgspec.structs.asdict(manifest), name=name, here=path.parent.absolute())
 
 
 def load_stacks(root: Path = HERE) -> list[Stack]:
@@ -157,21 +161,21 @@ def sources_of(stack: Stack) -> str:
     return digest.hexdigest()[:16]
 
 
-def _problem(stack: Stack) -> str | None:
+def _problem(manifest: Manifest) -> str | None:
     """What is wrong with a manifest of the right types."""
-    if not stack.run or not stack.run[0]:
+    if not manifest.run or not manifest.run[0]:
         return "run is empty: expected a command as a list of words"
-    if unknown := [workload for workload in stack.workloads if workload not in WORKLOADS]:
+    if unknown := [workload for workload in manifest.workloads if workload not in WORKLOADS]:
         return f"workloads holds {unknown[0]!r}: expected some of {', '.join(WORKLOADS)}"
-    if not stack.workloads:
+    if not manifest.workloads:
         return f"workloads is empty: expected some of {', '.join(WORKLOADS)}"
-    if not 1 <= stack.workers_best <= WORKERS_MAX:
-        return f"workers_best is {stack.workers_best}: expected 1 to {WORKERS_MAX}"
-    for need in stack.needs:
+    if not 1 <= manifest.workers_best <= WORKERS_MAX:
+        return f"workers_best is {manifest.workers_best}: expected 1 to {WORKERS_MAX}"
+    for need in manifest.needs:
         kind, colon, name = need.partition(":")
         if not (need in TOOLS or need == "lib:onnxruntime" or (colon and name and kind in ("python", "pkg"))):
             return f"needs holds {need!r}: expected {', '.join(TOOLS)}, python:NAME, pkg:NAME or lib:onnxruntime"
-    for word in (*stack.build, *stack.run):
+    for word in (*manifest.build, *manifest.run):
         rest = word
         for placeholder in PLACEHOLDERS:
             rest = rest.replace(placeholder, "")

@@ -19,8 +19,8 @@ from models.card import ARTIFACTS, MODEL_FILE
 from models.onnx_session import open_session
 
 IMAGE_SEED = 11
-CENTRE_PICTURES = 48  # say where the middle is and which way pictures differ; a run of each takes 10 ms
-DIRECTIONS = 8  # of the 48: the first are what pictures show, the last what noise and decoders change
+CENTRE_PICTURES = 24  # say where the middle is and which way pictures differ; a run of each takes 10 ms
+DIRECTIONS = 8  # of the 24: the first are what pictures show, the last what noise and decoders change
 N_FEATURES = 40
 N_LAYERS = 3
 
