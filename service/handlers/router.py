@@ -36,6 +36,7 @@ from service.handlers import (
     labels,
     lists,
     models,
+    openapi,
     score,
     scorer,
     session,
@@ -67,7 +68,7 @@ def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: S
     allowed: dict[str, set[str]] = {}
     for module in (
         score, labels, decisions, entities, lists, tiers, scorer, models, audit, compare, events, session, console,
-        health, inference,
+        health, inference, openapi,
     ):  # fmt: skip
         for route in module.routes(front):
             handler = _wrap(route, front)

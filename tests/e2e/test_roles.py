@@ -25,6 +25,7 @@ MATRIX: dict[tuple[str, str], Role | None] = {
     ("GET", "/livez"): OPEN,
     ("GET", "/readyz"): OPEN,
     ("GET", "/metrics"): OPEN,
+    ("GET", "/openapi.json"): OPEN,
     ("GET", "/console"): OPEN,
     ("GET", "/console/"): OPEN,
     ("GET", "/console/{name}"): OPEN,

@@ -28,6 +28,7 @@ CLIENTS = {
     "sklearn": {"models/calibrate.py", "models/fit_network.py", "models/fit_trees.py"},
     "onnx": {"models/graph.py", "loadgen/stacks/mobilenet.py"},
     "prometheus_client": {"service/metrics.py"},
+    "schemathesis": {"tests/e2e/fuzz_hooks.py"},
     "httptools": {"service/fastlane.py", "loadgen/sender.py", "loadgen/bench/null_server.py"},
     "msgpack": {"service/score_stream.py"},
     "tritonclient": {"tests/e2e/test_inference.py"},
