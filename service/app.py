@@ -29,6 +29,7 @@ from service.auth import KEY_FILE, KeyRing, Role, add_key
 from service.bloom_cover import cover_events, cover_profiles
 from service.clock import Clock
 from service.compare import Comparisons
+from service.connections import Connections, raise_open_files
 from service.data_dir import DataDir
 from service.decisions import Decisions
 from service.dry_run import DryRun
@@ -131,7 +132,8 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
     plan, card, scorer = load_model(settings)
     directory = DataDir(settings.data_dir, plan)
     stack.callback(directory.close)
-    keys = KeyRing(settings.data_dir / KEY_FILE)
+    rates = {role: getattr(settings.rate, role.word) for role in Role}
+    keys = KeyRing(settings.data_dir / KEY_FILE, rates=rates)
     if settings.embedded:
         settings = await _embed(settings, stack)
     # What a request allocates is freed by reference counts; cycles are rare, so look for them rarely.
@@ -160,7 +162,11 @@ async def _open_port(
     lag = asyncio.create_task(watch_loop(metrics.loop_lag[()]))
     stack.push_async_callback(_cancel, [lag])
     app = build_web_app(engine, keys, metrics, settings)
-    runner = HttpRunner(app, settings.server, access_log=None, handle_signals=False, shutdown_timeout=HTTP_STOP_DEADLINE_S)
+    raise_open_files(settings.server.connections_max)
+    connections = Connections(settings.server, metrics)
+    runner = HttpRunner(
+        app, settings.server, connections, access_log=None, handle_signals=False, shutdown_timeout=HTTP_STOP_DEADLINE_S
+    )
     await runner.setup()
     stack.push_async_callback(_stop_http, listeners, runner, None)
     assert runner.server is not None
@@ -168,7 +174,7 @@ async def _open_port(
         await listeners.start(runner.server)
         return runner, None
     calls = ScoreCalls(engine, metrics, settings.server)
-    lane = FastLane(calls, keys, metrics, settings.server, engine.check_started, runner.server)
+    lane = FastLane(calls, keys, metrics, settings.server, engine.check_started, runner.server, connections)
     lane.start()
     stack.push_async_callback(_stop_http, listeners, runner, lane)
     await listeners.start(lane)

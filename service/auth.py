@@ -8,6 +8,9 @@ hash would protect.
 
 Comparing takes no time that tells anything: what is looked up is a digest, in a table with a secret hash, and compared with
 hmac.compare_digest. Cost of a known key: one dict look-up and one clock read, 0.2 µs. Keys never appear in logs or errors.
+
+A key may have a rate (service/pace.py), its own or its role's. Those without one stand in a table of their own, so that they
+pay nothing for it.
 """
 
 import enum
@@ -16,7 +19,7 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -26,11 +29,13 @@ from msgspec import Meta
 
 from service.durable_file import replace_file
 from service.errors import Forbidden, KeyFileError, Unauthorized, WeirError
+from service.pace import Allowance, Pace
 
 KEY_FILE: Final = "keys.json"
 _LOCK_FILE: Final = "keys.lock"
 _FILE_VERSION: Final = 1
 DAY_MS: Final = 86_400_000
+RATE_MAX: Final = 10_000_000  # events a second; no service takes more
 LATEST_MS: Final = 1 << 62  # later than any time
 _KEY_BYTES: Final = 32  # random bytes; 43 URL-safe characters
 _CHECK_INTERVAL_S: Final = 0.2  # s between two looks at the file: "within a second" with room to spare
@@ -60,6 +65,7 @@ class KeyEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     created: int
     expires: int | None = None  # from here on it opens nothing; None: never
+    rate: Annotated[float, Meta(ge=0, le=RATE_MAX)] | None = None  # events a second; 0: no limit; None: its role's
 
 
 class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,10 +81,10 @@ def parse_role(word: str) -> Role:
     raise KeyFileError(f"{word!r} is not a role; roles are {', '.join(role.word for role in Role)}", "role")
 
 
-def add_key(data_dir: Path, role: Role, name: str, days: float | None = None) -> str:
+def add_key(data_dir: Path, role: Role, name: str, days: float | None = None, rate: float | None = None) -> str:
     """Make a key, store its digest in `data_dir` (created if absent), return the key: nobody can read it again later.
 
-    `days`: how long it is good for; None: until it is revoked.
+    `days`: how long it is good for; None: until it is revoked. `rate`: events a second, 0 for no limit; None: its role's.
     Raises KeyFileError if the name is taken or not 1 to 64 of A-Z a-z 0-9 _ . -, or the file cannot be written.
     """
     key = f"weir_{role.word}_{secrets.token_urlsafe(_KEY_BYTES)}"
@@ -92,9 +98,8 @@ def add_key(data_dir: Path, role: Role, name: str, days: float | None = None) ->
             entries = _read(data_dir / KEY_FILE)
             if any(entry.name == name for entry in entries):
                 raise KeyFileError(f"a key called {name!r} exists already in {data_dir / KEY_FILE}", "name")
-            entry = msgspec.convert(
-                {"name": name, "role": role.word, "sha256": digest, "created": created, "expires": expires}, KeyEntry
-            )
+            told = {"name": name, "role": role.word, "sha256": digest, "created": created, "expires": expires, "rate": rate}
+            entry = msgspec.convert(told, KeyEntry)
             _write(data_dir / KEY_FILE, [*entries, entry])
     except msgspec.ValidationError:
         raise KeyFileError(f"{name!r} is no name for a key: use 1 to 64 of A-Z a-z 0-9 _ . -", "name") from None
@@ -130,9 +135,16 @@ class KeyRing:
     """The keys of one file, watched. Raises KeyFileError when made over a broken file; a missing one is empty."""
 
     def __init__(
-        self, path: Path, monotonic: Callable[[], float] = time.monotonic, wall_ms: Callable[[], int] | None = None
+        self,
+        path: Path,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall_ms: Callable[[], int] | None = None,
+        rates: Mapping[Role, float] | None = None,
     ) -> None:
         self._path = path
+        self._rates = rates or {}  # role -> events a second; 0 or absent: no limit
+        self._paces: dict[str, Pace] = {}  # hex digest -> its pace, of the keys that have one
+        self._limited: dict[str, tuple[Role, Pace]] = {}  # Authorization header -> role and pace; the others are in _cache
         self._monotonic = monotonic
         self._wall_ms = wall_ms or _wall_ms
         self._expires_at: dict[str, int] = {}  # hex digest -> ms, of those that will expire
@@ -153,7 +165,26 @@ class KeyRing:
         if self._monotonic() >= self._check_at:
             self._look()
         role = self._cache.get(header)
-        return self._find(header) if role is None else role
+        return self._find(header)[0] if role is None else role
+
+    def admit(self, header: str | None) -> Role:
+        """`role_of`, and counts one event against the key's rate. Raises Unauthorized, RateExceeded."""
+        if header is None:
+            raise Unauthorized("no API key; send it as Authorization: Bearer <key>", "Authorization")
+        now = self._monotonic()
+        if now >= self._check_at:
+            self._look()
+        role = self._cache.get(header)
+        if role is not None:
+            return role
+        found = self._limited.get(header) or self._find(header)
+        if found[1] is not None:
+            found[1].take(now)
+        return found[0]
+
+    def allowance(self, header: str | None) -> Allowance:
+        """What more rows of a request with this header, which was admitted, count against."""
+        return Allowance(self._paces.get(_digest_of(header or "")) if self._paces else None, self._monotonic)
 
     def name_of(self, header: str | None) -> str:
         """The name of a key that `role_of` knows, for the audit; empty for one that has gone meanwhile."""
@@ -168,7 +199,7 @@ class KeyRing:
             return None
         return self._names[digest], found[1]
 
-    def _find(self, header: str) -> Role:
+    def _find(self, header: str) -> tuple[Role, Pace | None]:
         scheme, _, key = header.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise Unauthorized("the Authorization header must be: Bearer <key>", "Authorization")
@@ -181,10 +212,19 @@ class KeyRing:
             raise Unauthorized("the API key is not known here", "Authorization")
         if self._expires_at.get(digest, LATEST_MS) <= self._wall_ms():
             raise Unauthorized("the API key has expired", "Authorization")
-        if len(self._cache) >= _CACHED_HEADERS_MAX:
-            self._cache.clear()
-        self._cache[header] = found[1]
-        return found[1]
+        if len(self._cache) + len(self._limited) >= _CACHED_HEADERS_MAX:
+            self._forget()
+        pace = self._paces.get(digest)
+        if pace is None:
+            self._cache[header] = found[1]
+        else:
+            self._limited[header] = found[1], pace
+        return found[1], pace
+
+    def _forget(self) -> None:
+        """Have each header judged again."""
+        self._cache.clear()
+        self._limited.clear()
 
     def _look(self) -> None:
         """Read the file again if it changed. One that broke while we run keeps the keys that we have, and is logged."""
@@ -194,7 +234,7 @@ class KeyRing:
         except KeyFileError as error:
             _log.error("key file not read, keeping the keys known before", reason=error.detail)
         if self._expires_at and min(self._expires_at.values()) <= self._wall_ms():
-            self._cache.clear()  # each is judged again
+            self._forget()
 
     def _read_if_changed(self) -> None:
         version = self._stat()
@@ -205,7 +245,18 @@ class KeyRing:
         self._roles = {entry.sha256: (entry.sha256, parse_role(entry.role)) for entry in entries}
         self._names = {entry.sha256: entry.name for entry in entries}
         self._expires_at = {entry.sha256: entry.expires for entry in entries if entry.expires is not None}
-        self._cache.clear()
+        self._paces = self._paces_of(entries)
+        self._forget()
+
+    def _paces_of(self, entries: list[KeyEntry]) -> dict[str, Pace]:
+        """Those whose rate is as it was keep how far ahead they are: adding a key frees nobody."""
+        paces = {}
+        for entry in entries:
+            rate = self._rates.get(parse_role(entry.role), 0.0) if entry.rate is None else entry.rate
+            known = self._paces.get(entry.sha256)
+            if rate > 0:
+                paces[entry.sha256] = known if known is not None and known.rate_max == rate else Pace(rate)
+        return paces
 
     def _stat(self) -> tuple[int, int, int] | None:
         try:

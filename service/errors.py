@@ -15,7 +15,8 @@
     │   ├── BodyTooLarge        413
     │   ├── UnsupportedMedia    415
     │   ├── InvalidEvent        422  JSON, but a field is missing, of the wrong type or out of bounds
-    │   └── TooManyAttempts     429  to sign in; carries Retry-After
+    │   ├── TooManyAttempts     429  to sign in; carries Retry-After
+    │   └── RateExceeded        429  the key is ahead of its rate; carries Retry-After
     ├── DependencyError         another system did not answer
     │   └── TierUnavailable     503  names the tier
     ├── ServiceError            our own limit or fault
@@ -24,6 +25,7 @@
     │   ├── InferenceFailed     500  a model beside the scorer could not be opened or run
     │   ├── InferenceTimeout    504  it ran longer than inference.deadline_ms
     │   ├── NotReady            503
+    │   ├── TooManyConnections  503  in all, or from one address; the connection is closed
     │   ├── DiskFull            503  a file beside the journal could not be written
     │   └── JournalUnavailable  503  disk full or broken, journal.bytes_max: nothing is accepted
     └── StartError              the process cannot start or the command cannot run: one line for the CLI, exit code 1
@@ -194,6 +196,21 @@ class TooManyAttempts(CallerError):
         return {"Retry-After": str(self.retry_after_s)}
 
 
+class RateExceeded(CallerError):
+    """A key has sent more events than its rate allows; the same request succeeds later."""
+
+    status = 429
+    title = "Rate exceeded"
+    code = "rate-exceeded"
+
+    def __init__(self, detail: str, retry_after_s: int) -> None:
+        super().__init__(detail, "Authorization")
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
+
+
 class DependencyError(WeirError):
     """Another system did not answer in time or answered nonsense."""
 
@@ -238,6 +255,17 @@ class NotReady(ServiceError):
     status = 503
     title = "Not ready"
     code = "not-ready"
+
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": "1"}
+
+
+class TooManyConnections(ServiceError):
+    """As many connections are open as may be, in all or from one address."""
+
+    status = 503
+    title = "Too many connections"
+    code = "too-many-connections"
 
     def headers(self) -> dict[str, str]:
         return {"Retry-After": "1"}

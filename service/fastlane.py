@@ -24,6 +24,7 @@ from aiohttp.http import SERVER_SOFTWARE
 
 from service.auth import KeyRing, Role, log_refusal, require
 from service.codec import JSON, MSGPACK, encode_decision, form_of
+from service.connections import Connections
 from service.errors import PROBLEM_CONTENT_TYPE, RequestTimeout, WeirError, problem
 from service.metrics import Metrics
 from service.score_calls import TYPES, ScoreCalls
@@ -116,11 +117,15 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
-        self.transport = cast("asyncio.Transport", transport)
-        self.lane.connections.add(self)
+        if self.lane.open_connections.admit(cast("asyncio.Transport", transport)):
+            self.transport = cast("asyncio.Transport", transport)
+            self.lane.connections.add(self)
+        else:
+            self._is_ending = True  # it is closed already
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio. What is under way is scored all the same."""
+        self.lane.open_connections.leave(self.transport)
         self.transport = None
         self.lane.connections.discard(self)
 
@@ -293,14 +298,15 @@ class FastLane:
 
     def __init__(
         self, calls: ScoreCalls, keys: KeyRing, metrics: Metrics, server: ServerSettings,
-        check_started: Callable[[], None], other: Callable[[], asyncio.Protocol],
+        check_started: Callable[[], None], other: Callable[[], asyncio.Protocol], open_connections: Connections,
     ) -> None:  # fmt: skip
         self.calls = calls
+        self.open_connections = open_connections
         self.other = other
         self.connections: set[_Connection] = set()
         self.heads: dict[bytes, _Head] = {}
         self.keys = keys
-        self._role_of = keys.role_of
+        self._admit = keys.admit
         self._check_started = check_started
         self.now = time.monotonic()  # as of the last reply
         self._requests = metrics.requests
@@ -336,7 +342,7 @@ class FastLane:
 
     def check(self, authorization: str | None) -> None:
         """Raise WeirError unless a transaction may be scored."""
-        require(self._role_of(authorization), Role.INGEST)
+        require(self._admit(authorization), Role.INGEST)
         self._check_started()
 
     def learn(self, text: bytes) -> _Head | None:

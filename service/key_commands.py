@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.audit import Audit
-from service.auth import KeyEntry, add_key, list_keys, parse_role, revoke_key
+from service.auth import RATE_MAX, KeyEntry, add_key, list_keys, parse_role, revoke_key
 from service.settings import load_settings
 
 PIPE_WIDTH = 120  # columns of the table when it goes to a file or a pipe
@@ -34,12 +34,15 @@ def add(
     days: Annotated[
         float | None, typer.Option(min=0.0001, max=36_500, help="Days that it is good for. [default: no end]")
     ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0, max=RATE_MAX, help="Events a second; 0: no limit. [default: its role's]")
+    ] = None,
     data_dir: DataDirOption = None,
 ) -> None:
     """Make an API key and print it, alone, on stdout. A running service accepts it at once."""
     directory = _directory(data_dir)
-    key = add_key(directory, parse_role(role), name, days)
-    _note(directory, "key added", name=name, role=role, days=days)
+    key = add_key(directory, parse_role(role), name, days, rate)
+    _note(directory, "key added", name=name, role=role, days=days, rate=rate)
     typer.echo(key)
 
 
@@ -47,10 +50,10 @@ def list_(data_dir: DataDirOption = None) -> None:
     """The keys: name, role, when they were made and when they expire. Nobody can read a key again."""
     entries = list_keys(_directory(data_dir))
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("name", "role", "created", "expires"):
+    for column in ("name", "role", "events/s", "created", "expires"):
         table.add_column(column, no_wrap=True)
     for entry in entries:
-        table.add_row(entry.name, entry.role, _date(entry.created), _expiry(entry))
+        table.add_row(entry.name, entry.role, _rate(entry), _date(entry.created), _expiry(entry))
     console = Console()
     (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)
 
@@ -89,6 +92,10 @@ def _expiry(entry: KeyEntry) -> str:
     if entry.expires is None:
         return "never"
     return f"{_date(entry.expires)}{' (expired)' if entry.expires <= time.time_ns() // 1_000_000 else ''}"
+
+
+def _rate(entry: KeyEntry) -> str:
+    return "role's" if entry.rate is None else f"{entry.rate:g}" if entry.rate else "unlimited"
 
 
 def _date(ms: int) -> str:

@@ -23,6 +23,7 @@ from service.codec import (
 )
 from service.errors import WeirError
 from service.metrics import Metrics
+from service.pace import Allowance
 from service.replies import Replies
 from service.settings import ServerSettings
 from service.ticket import DECISIONS, REASONS, REPLIES, TRACES, Answer, Ticket
@@ -83,9 +84,10 @@ class ScoreCalls:
             raise answer
         return answer if isinstance(answer, bytes) else encode_decision(answer, flags.explain, form)
 
-    async def batch(self, body: bytes, content_type: str, flags: Flags) -> tuple[bytes, str]:
+    async def batch(self, body: bytes, content_type: str, flags: Flags, allowance: Allowance) -> tuple[bytes, str]:
         """The reply to a batch and its content type. `content_type`: lower case, without parameters. Raises WeirError."""
         rows, form = split_batch(body, content_type, self._server.batch_rows_max)
+        allowance.spend(len(rows) - 1)
         answers = await self.rows(rows, form, flags) if rows else []
         if isinstance(answers, Replies) and form in (JSON, NDJSON):
             lines = answers.lines

@@ -4,7 +4,8 @@ What has been read is cut into rows and scored chunk by chunk; while one chunk i
 bounded: at most AHEAD chunks are under way, and while they are, or while the pipeline has no room, nothing is read, which the
 client feels in its socket. A row that is wrong does not end the stream. What ends it early is a row without an end
 (server.body_bytes_max) or bytes after which no next row can be found; the last reply then says so. A last line without its
-line feed counts if the body ended as it should; if the connection broke it never came.
+line feed counts if the body ended as it should; if the connection broke it never came. A key that is ahead of its rate is not
+read from; one that is revoked or expires ends its streams.
 """
 
 import asyncio
@@ -15,11 +16,13 @@ from typing import Final
 import msgpack
 
 from service.codec import JSON, MSGPACK
-from service.errors import BodyTooLarge, MalformedBody, NotReady, Overloaded, WeirError
+from service.errors import BodyTooLarge, Forbidden, MalformedBody, NotReady, Overloaded, Unauthorized, WeirError
+from service.pace import Allowance
 from service.score_calls import Flags, ScoreCalls
 from service.ticket import Answer, Ticket, resolve
 
 AHEAD: Final = 4  # chunks under way
+WAIT_S_MAX: Final = 1.0  # s between two looks whether a key that is ahead of its rate may go on
 ROOM_INTERVAL_S: Final = 0.001  # between two looks whether the pipeline has room
 
 Read = Callable[[], Awaitable[bytes]]
@@ -29,8 +32,19 @@ Write = Callable[[bytes], Awaitable[None]]
 class ScoreStream:
     """One stream. `read` gives bytes, none at the end; `write` waits while the client does not read."""
 
-    def __init__(self, calls: ScoreCalls, form: int, flags: Flags, row_bytes_max: int) -> None:
+    def __init__(
+        self,
+        calls: ScoreCalls,
+        form: int,
+        flags: Flags,
+        row_bytes_max: int,
+        allowance: Allowance,
+        check_key: Callable[[], object],
+    ) -> None:
+        """`check_key` raises WeirError once the key opens nothing any more: that ends the stream."""
         self._calls = calls
+        self._allowance = allowance
+        self._check_key = check_key
         self._form = MSGPACK if form == MSGPACK else JSON
         self._flags = flags
         self._row_bytes_max = row_bytes_max
@@ -55,10 +69,14 @@ class ScoreStream:
     async def _read_all(self, read: Read) -> None:
         try:
             while self._problem is None and (data := await read()):
+                self._check_key()
                 await self._submit(self._cut(data))
+                while wait_s := self._allowance.wait_s():
+                    await asyncio.sleep(min(wait_s, WAIT_S_MAX))
+                    self._check_key()
             if self._rest and self._problem is None:
                 await self._submit([self._rest])
-        except NotReady as error:  # the service stops
+        except (NotReady, Unauthorized, Forbidden) as error:  # the service stops, the key was revoked or has expired
             self._problem = error
         if self._problem is not None:
             future: asyncio.Future[Sequence[Answer]] = asyncio.get_running_loop().create_future()
@@ -83,6 +101,7 @@ class ScoreStream:
         step, loop = self._calls.batch_max, asyncio.get_running_loop()
         for start in range(0, len(rows), step):
             part = rows[start : start + step]
+            self._allowance.spend(len(part))
             future: asyncio.Future[Sequence[Answer]] = loop.create_future()
             if self._flags.commit:
                 await self._submit_when_there_is_room(part, future)

@@ -24,6 +24,7 @@ SEGMENTS_MIN = 4  # that journal.bytes_max has room for
 
 Outcome = Literal["approve", "review", "decline"]
 DeadlineMs = Annotated[int, Meta(ge=1, le=60_000)]
+EventsPerS = Annotated[float, Meta(ge=0, le=10_000_000)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -42,10 +43,21 @@ class ServerSettings(Section, frozen=True):
     request_deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 5_000  # ms; 0: none
     head_deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 10_000  # ms for a whole head, from its first byte on; 0: none
     idle_deadline_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 75_000  # ms without a request, then it is closed; 0: none
+    connections_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 4_096  # open at a time; one more gets a 503 and is closed
+    # of one address (IPv6: its /64) at a time; 0: no limit. Not applied to the UNIX socket
+    connections_per_address_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 1_024
     fast_lane: bool = True  # POST /v1/score by a protocol of our own in front of aiohttp; false: everything by aiohttp
     tls_cert: Path | None = None  # PEM file, chain included; with tls_key: TCP speaks TLS 1.2 or newer, and no plain HTTP
     tls_key: Path | None = None  # PEM file, not encrypted
     unix_socket: Path | None = None  # plain HTTP on a UNIX socket (mode 0660) beside TCP
+
+
+class RateSettings(Section, frozen=True):
+    """How much a key may send, by its role. A key's own rate goes before (weir keys add --rate). Beyond it 429."""
+
+    ingest: EventsPerS = 0.0  # events a second; 0: no limit
+    analyst: EventsPerS = 0.0  # events a second; 0: no limit
+    admin: EventsPerS = 0.0  # events a second; 0: no limit
 
 
 class TimeSettings(Section, frozen=True):
@@ -191,6 +203,7 @@ class Settings(Section, frozen=True):
     data_dir: Path = Path("weir-data")
     embedded: bool = False  # start a real Valkey and a real Postgres as children, in data_dir
     server: ServerSettings = ServerSettings()
+    rate: RateSettings = RateSettings()
     time: TimeSettings = TimeSettings()
     l1: L1Settings = L1Settings()
     bloom: BloomSettings = BloomSettings()

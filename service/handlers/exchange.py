@@ -27,6 +27,7 @@ from service.errors import (
 )
 from service.feed import Feed
 from service.metrics import Metrics
+from service.pace import Allowance
 from service.score_calls import ScoreCalls
 from service.settings import Settings
 
@@ -57,6 +58,15 @@ class Front(msgspec.Struct, frozen=True):
         if header is None and "Cookie" in headers and COOKIE in request.cookies:
             return self.sessions.admit(request.cookies[COOKIE], request.method, headers.get(CSRF_HEADER))
         return self.keys.role_of(header)
+
+    def admit(self, request: web.Request) -> Role:
+        """`role_of` for a request that begins: it counts against the key's rate. Sessions have none. Raises RateExceeded."""
+        header = request.headers.get("Authorization")
+        return self.role_of(request) if header is None else self.keys.admit(header)
+
+    def allowance(self, request: web.Request) -> Allowance:
+        """What the rows of a request that was admitted count against."""
+        return self.keys.allowance(request.headers.get("Authorization"))
 
     def name_of(self, request: web.Request) -> str:
         """The name of the key that `role_of` has let in, for the audit."""

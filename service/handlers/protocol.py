@@ -5,12 +5,13 @@ body or an API key. Here the reply says what is wrong without quoting, and the l
 """
 
 import asyncio
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import ContentEncodingError, HttpProcessingError
 
+from service.connections import Connections
 from service.errors import CallerError, UnsupportedMedia, WeirError
 from service.handlers.exchange import problem_reply
 from service.settings import ServerSettings
@@ -24,35 +25,48 @@ _log = structlog.get_logger("weir.http")
 class HttpRunner(web.AppRunner):
     """An AppRunner whose connections answer what cannot be parsed with a problem, and do not wait for ever for a head."""
 
-    def __init__(self, app: web.Application, server: ServerSettings, **options: Any) -> None:
+    def __init__(self, app: web.Application, server: ServerSettings, open_connections: Connections, **options: Any) -> None:
         # aiohttp has no "never": a week.
         super().__init__(app, keepalive_timeout=server.idle_deadline_ms / 1000 or WEEK_S, **options)
         self._head_deadline_s = server.head_deadline_ms / 1000
+        self._open_connections = open_connections
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()
         ours = _Server(server.request_handler, request_factory=server.request_factory, **server._kwargs)
         ours.head_deadline_s = self._head_deadline_s
+        ours.open_connections = self._open_connections
         return ours
 
 
 class _Server(web.Server):
     head_deadline_s: float
+    open_connections: Connections
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self.head_deadline_s, loop=self._loop, **self._kwargs)
+        return _Connection(self, self.head_deadline_s, self.open_connections, loop=self._loop, **self._kwargs)
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ("_head_deadline_s", "_head_timer")
+    __slots__ = ("_counted", "_head_deadline_s", "_head_timer", "_open_connections")
 
-    def __init__(self, server: _Server, head_deadline_s: float, **options: Any) -> None:
+    def __init__(self, server: _Server, head_deadline_s: float, open_connections: Connections, **options: Any) -> None:
         super().__init__(server, **options)
+        self._open_connections = open_connections
+        self._counted: asyncio.BaseTransport | None = None
         self._head_deadline_s = head_deadline_s
         self._head_timer: asyncio.TimerHandle | None = None
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio. One connection too many is answered there, and nothing of it is read."""
+        if self._open_connections.admit(cast("asyncio.Transport", transport)):
+            self._counted = transport
+            super().connection_made(transport)
+
     def data_received(self, data: bytes) -> None:
         """What is no request yet, and belongs to none, is part of a head."""
+        if self._counted is None:
+            return
         super().data_received(data)
         is_idle = self._waiter is None or not self._waiter.done()
         if data and is_idle and not self._messages and not self._request_in_progress:
@@ -64,7 +78,10 @@ class _Connection(web.RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """See asyncio."""
         self._end_timer()
-        super().connection_lost(exc)
+        if self._counted is not None:
+            self._open_connections.leave(self._counted)
+            self._counted = None
+            super().connection_lost(exc)
 
     def _give_up(self) -> None:
         self._head_timer = None

@@ -114,14 +114,14 @@ def _refuse_path(path: str = "/{unknown:.*}", text: str = "there is nothing at t
 def _wrap(route: Route, front: Front) -> Handler:
     """`route.handler` with key check, metrics and replies for its failures. Nothing but health is served before the start."""
     name, need, handler = route.name, route.need, route.handler
-    role_of, requests, check_started = front.role_of, front.metrics.requests, front.engine.check_started
+    admit, requests, check_started = front.admit, front.metrics.requests, front.engine.check_started
     observe = front.metrics.request_seconds[name,].observe
 
     async def handle(request: web.Request) -> web.StreamResponse:
         started = perf_counter()
         try:
             if need is not None:
-                require(role_of(request), need)
+                require(admit(request), need)
                 check_started()
             response = await handler(request)
         except WeirError as error:

@@ -36,7 +36,7 @@ def routes(front: Front) -> list[Route]:
     async def score_batch(request: web.Request) -> web.Response:
         flags = score_flags(request)
         body = await read_body(request, server.batch_body_bytes_max, deadline_ms)
-        reply, content_type = await calls.batch(body, request.content_type.lower(), flags)
+        reply, content_type = await calls.batch(body, request.content_type.lower(), flags, front.allowance(request))
         return json_reply(reply, content_type=content_type)
 
     async def score_stream(request: web.Request) -> web.StreamResponse:
@@ -47,7 +47,8 @@ def routes(front: Front) -> list[Route]:
             response.enable_chunked_encoding()
         await response.prepare(request)  # now: a client may wait for the head before it sends the first row
         try:
-            await ScoreStream(calls, form, flags, bytes_max).run(request.content.readany, response.write)
+            stream = ScoreStream(calls, form, flags, bytes_max, front.allowance(request), lambda: front.role_of(request))
+            await stream.run(request.content.readany, response.write)
             await response.write_eof()
         except (ConnectionError, web.RequestPayloadError) as error:  # the client has gone; what it sent is scored
             _log.info("stream broke off", error=type(error).__name__)

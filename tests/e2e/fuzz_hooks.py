@@ -25,4 +25,6 @@ def msgpack(ctx: Any, value: Any) -> bytes:
 def lines(ctx: Any, response: Any) -> Any:
     """A batch's lines are an array."""
     rows = [msgspec.json.decode(line) for line in response.content.splitlines() if line]
-    return rows if "batch" in ctx.operation.path else rows[0] if rows else {"event_id": "", "error": None}
+    if not rows:  # nothing was sent
+        rows = [{"error": {"type": "", "title": "", "status": 0, "detail": ""}}]
+    return rows if "batch" in ctx.operation.path else rows[0]

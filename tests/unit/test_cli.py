@@ -93,13 +93,13 @@ def test_keys_add_prints_key_alone(weir: Weir, tmp_path: Path) -> None:
 
 def test_keys_are_listed_and_revoked_and_audited(weir: Weir) -> None:
     """The list shows names, roles and times, never a key; revoking takes one away; the audit has who did what."""
-    assert weir("keys", "list", "--data-dir", "d")[:2] == (0, "name  role  created  expires\n")
+    assert weir("keys", "list", "--data-dir", "d")[:2] == (0, "name  role  events/s  created  expires\n")
     _, key, _ = weir("keys", "add", "--role", "analyst", "--name", "ana", "--days", "30", "--data-dir", "d")
-    weir("keys", "add", "--role", "ingest", "--name", "pos", "--data-dir", "d")
+    weir("keys", "add", "--role", "ingest", "--name", "pos", "--rate", "250", "--data-dir", "d")
     code, out, err = weir("keys", "list", "--data-dir", "d")
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
-    assert [row[:2] for row in rows[1:]] == [["ana", "analyst"], ["pos", "ingest"]]
+    assert [row[:3] for row in rows[1:]] == [["ana", "analyst", "role's"], ["pos", "ingest", "250"]]
     assert (rows[1][-1], rows[2][-1]) == ("UTC", "never")
     assert key.strip() not in out
     assert weir("keys", "revoke", "--name", "ana", "--data-dir", "d") == (0, "ana (analyst) is revoked\n", "")

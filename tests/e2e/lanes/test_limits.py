@@ -1,0 +1,177 @@
+"""How many connections, and how fast a key: the same answer in both lanes, and one count for both."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from service.auth import Role, add_key, revoke_key
+
+if TYPE_CHECKING:
+    from tests.e2e.lanes.conftest import Connection, Lane, Lanes, Reply
+
+pytestmark = pytest.mark.e2e
+
+MakeLanes = Callable[..., "Lanes"]
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ingest}\r\n"
+KEY = b"{ingest}"
+
+
+def tx(name: str) -> bytes:
+    fields = {"event_id": name, "ts": 1750000000000, "amount": 1299, "currency": "EUR", "card_id": "c1", "merchant_id": "m1"}
+    return json.dumps(fields).encode()
+
+
+def score(name: str, path: bytes = b"/v1/score", key: bytes = KEY) -> bytes:
+    body = b"[%b]" % b",".join(tx(f"{name}-{n}") for n in range(40)) if path.endswith(b"batch") else tx(name)
+    head = HEAD.replace(b"/v1/score", path).replace(KEY, key)
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def connect(lane: "Lane", *pieces: bytes) -> "Connection":
+    connection = lane.connect()
+    connection.send([lane.fill_in(piece) for piece in pieces])
+    return connection
+
+
+def reply_to(lane: "Lane", request: bytes) -> "Reply":
+    connection = connect(lane, request)
+    reply = connection.reply()
+    connection.close()
+    assert reply is not None
+    return reply
+
+
+def eventually_well(lane: "Lane") -> None:
+    """The service notices a moment later that connections were closed."""
+    deadline = time.monotonic() + 10
+    while reply_to(lane, LIVEZ).status != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("server.connections_max=5", "server.connections_max = 5"),
+        ("server.connections_per_address_max=5", "server.connections_per_address_max"),
+    ],
+    ids=["in all", "of one address"],
+)
+def test_one_connection_too_many_is_told_and_closed(make_lanes: MakeLanes, setting: str, named: str) -> None:
+    """Five are served, whichever lane they are in; a sixth gets a 503 with Retry-After; one that ends makes room."""
+    lanes = make_lanes(setting)
+
+    def run(lane: "Lane") -> "tuple[Reply, bool]":
+        held = [connect(lane, *pieces) for pieces in ([LIVEZ], [score("a")], [LIVEZ, score("b"), LIVEZ], [], [HEAD[:20]])]
+        for number, n_replies in enumerate((1, 1, 3, 0, 0)):
+            for _ in range(n_replies):
+                reply = held[number].reply()
+                assert reply is not None
+                assert reply.status == 200
+        refused = None
+        for _ in range(20):  # refusing holds nothing back
+            late = connect(lane, LIVEZ)
+            refused = late.reply()
+            assert refused is not None
+            assert late.reply(1) is None
+            is_closed = late.is_closed
+            late.close()
+        held[1].send([LIVEZ])
+        reply = held[1].reply()
+        assert reply is not None, "who is in stays in"
+        assert reply.status == 200
+        for each in held:
+            each.close()
+        eventually_well(lane)
+        assert refused is not None
+        return refused, is_closed
+
+    (fast, fast_closed), (plain, plain_closed) = lanes.both(run)
+    assert fast == plain
+    assert fast_closed
+    assert plain_closed
+    assert fast.status == 503
+    assert named in json.loads(fast.body)["detail"]
+    assert {"retry-after", "connection"} <= {name for name, _ in fast.headers}
+    for metrics in lanes.both(lambda lane: reply_to(lane, LIVEZ.replace(b"livez", b"metrics")).body):
+        assert b'weir_refused_total{reason="too-many-connections"} 2' in metrics  # twenty, and while it emptied
+
+
+def test_key_beyond_its_rate_is_told_when_to_come_back(make_lanes: MakeLanes) -> None:
+    """The count of a key is one for both lanes, all calls and all connections; other keys are not touched; it comes back."""
+    lanes = make_lanes("rate.ingest=8")
+
+    def run(lane: "Lane") -> "list[Reply]":
+        statuses: list[int] = []
+        refused: list[Reply] = []
+        while not refused:
+            for path in (b"/v1/score", b"/v1/score?trace=1"):
+                reply = reply_to(lane, score(f"e{len(statuses)}", path))
+                statuses.append(reply.status)
+                if reply.status != 200:
+                    refused.append(reply)
+            assert len(statuses) < 400
+        assert len(statuses) > 8
+        assert reply_to(lane, score("other", key=b"{admin}")).status == 200
+        time.sleep(int(dict(refused[0].headers)["retry-after"]))
+        assert reply_to(lane, score("again")).status == 200
+        return refused
+
+    for replies in lanes.both(run):
+        reply = replies[0]
+        assert reply.status == 429
+        problem = json.loads(reply.body)
+        assert (problem["type"], problem["field"]) == ("urn:weir:problem:rate-exceeded", "Authorization")
+        assert "8 events a second" in problem["detail"]
+
+
+def test_batch_is_let_in_whole_and_paid_for_afterwards(make_lanes: MakeLanes) -> None:
+    """40 rows at 8 a second: all answered, then nothing for seconds; the replies of both lanes are the same."""
+    lanes = make_lanes("rate.ingest=8")
+    lanes.check([score("b", b"/v1/score/batch"), score("late")], [200, 429], "open")
+
+
+def test_stream_is_slowed_down_and_ends_with_its_key(make_lanes: MakeLanes) -> None:
+    """A stream ahead of its rate is not read meanwhile and loses nothing; when its key is revoked it ends, and says why."""
+    lanes = make_lanes()
+
+    def run(lane: "Lane") -> tuple[float, list[dict[str, object]]]:
+        data_dir = lane.log.parent / "data"
+        key = add_key(data_dir, Role.INGEST, "slow", rate=40.0)
+        head = HEAD.replace(b"/v1/score", b"/v1/score/stream").replace(KEY, key.encode())
+        connection = lane.connect()
+        connection.send([head + b"Content-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"])
+        start = time.monotonic()
+        rows: list[dict[str, object]] = []
+
+        def send(*names: str) -> None:
+            lines = b"".join(tx(name) + b"\n" for name in names)
+            connection.send([b"%x\r\n%b\r\n" % (len(lines), lines)])
+            while sum("event_id" in row for row in rows) < sum(sent):
+                assert connection._receive(time.monotonic() + 20)
+                lines_in = connection.buffer.split(b"\r\n")
+                rows[:] = [json.loads(line) for part in lines_in for line in part.splitlines() if line[:1] == b"{"]
+
+        sent = [100]
+        send(*(f"s{n}" for n in range(100)))
+        sent.append(1)
+        send("last")
+        elapsed = time.monotonic() - start
+        revoke_key(data_dir, "slow")
+        time.sleep(0.5)
+        line = tx("never") + b"\n"
+        connection.send([b"%x\r\n%b\r\n" % (len(line), line)])
+        while b"unauthorized" not in connection.buffer:
+            assert connection._receive(time.monotonic() + 20), connection.buffer[-500:]
+        connection.close()
+        return elapsed, rows
+
+    for elapsed, rows in lanes.both(run):
+        assert len(rows) == 101
+        assert all(row.get("outcome") for row in rows)
+        assert elapsed > 1.4  # 100 rows are 2.5 s of its rate, of which one second at once
+    lanes.both(lambda lane: lane.assert_well())
