@@ -35,7 +35,7 @@ LINE_BYTES_MAX = 1 << 16  # of the command's stderr
 # Handed on where they are not the default: what is measured is this service, but for where it keeps its state.
 SECTIONS = ("time", "l1", "bloom", "l2", "redis", "postgres", "journal", "write_behind", "queue", "decide", "idempotency")
 REMOTE = frozenset({"redis", "postgres"})
-OWN = ("enabled", "url", "namespace", "clock")
+OWN = ("enabled", "url", "password_file", "namespace", "clock")
 
 State = Literal["running", "done", "failed", "cancelled"]
 

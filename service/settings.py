@@ -98,6 +98,7 @@ class RedisSettings(Section, frozen=True):
 
     enabled: bool = True
     url: Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")] | None = None
+    password_file: Path | None = None  # its first line is the password of the url, which then has none itself
     deadline_ms: DeadlineMs = 50  # ms for one round trip
     concurrency_max: Annotated[int, Meta(ge=1, le=1024)] = 8  # round trips at a time
     namespace: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}\Z")] = "weir"  # prefix of every key
@@ -108,6 +109,7 @@ class PostgresSettings(Section, frozen=True):
 
     enabled: bool = True
     url: Annotated[str, Meta(pattern=r"^(postgres|postgresql)://")] | None = None
+    password_file: Path | None = None  # its first line is the password of the url, which then has none itself
     deadline_ms: DeadlineMs = 100  # ms for one round trip
     pool_max: Annotated[int, Meta(ge=1, le=128)] = 4  # connections
 

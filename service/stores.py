@@ -12,6 +12,7 @@ from service.keeper import read_decisions_position
 from service.ledger import Ledger
 from service.levels import CATCHING_UP, DOWN, OFF, ON, Level
 from service.settings import Settings
+from service.store_url import with_password
 from service.tiers.base import read_reach
 from service.tiers.l2 import L2, Column, RocksStore
 from service.tiers.postgres import PostgresPool, PostgresTier
@@ -96,11 +97,13 @@ async def open_stores(settings: Settings, directory: Path, enabled: Mapping[str,
     ledger, ledger_position, postgres = None, 0, None
     if settings.redis.url:
         s = settings.redis
-        redis = RedisTier(s.url or "", s.deadline_ms, concurrency_max=s.concurrency_max, namespace=s.namespace)
+        url = with_password(s.url or "", s.password_file, "redis")
+        redis = RedisTier(url, s.deadline_ms, concurrency_max=s.concurrency_max, namespace=s.namespace)
         stack.push_async_callback(redis.close)
         await add(Level(redis, is_complete=False, keeps=False))
     if settings.postgres.url:
-        pool = PostgresPool(settings.postgres.url, settings.postgres.pool_max)
+        url = with_password(settings.postgres.url, settings.postgres.password_file, "postgres")
+        pool = PostgresPool(url, settings.postgres.pool_max)
         stack.push_async_callback(pool.close)
         postgres = PostgresTier(pool, settings.postgres.deadline_ms)
         await add(Level(postgres, is_complete=True))
