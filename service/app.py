@@ -30,7 +30,7 @@ from service.bloom_cover import cover_events, cover_profiles
 from service.clock import Clock
 from service.compare import Comparisons
 from service.connections import Connections, raise_open_files
-from service.data_dir import DataDir
+from service.data_dir import DataDir, private_files
 from service.decisions import Decisions
 from service.dry_run import DryRun
 from service.embedded import EmbeddedServers
@@ -88,6 +88,7 @@ PINNED_BESIDE_MAX = 4_096  # slots of a kind that labels and recovery pin beside
 
 def run(settings: Settings, accept_loss: bool = False) -> None:
     """Serve until SIGINT or SIGTERM. Raises StartError, and other one-line errors, if the service cannot start."""
+    private_files()
     uvloop.run(_serve(settings, accept_loss))
 
 

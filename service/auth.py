@@ -17,6 +17,7 @@ import enum
 import fcntl
 import hashlib
 import hmac
+import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -93,7 +94,7 @@ def add_key(data_dir: Path, role: Role, name: str, days: float | None = None, ra
     expires = None if days is None else created + round(days * DAY_MS)
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (data_dir / _LOCK_FILE).open("w") as lock:
+        with open(data_dir / _LOCK_FILE, "w", opener=_private) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             entries = _read(data_dir / KEY_FILE)
             if any(entry.name == name for entry in entries):
@@ -119,7 +120,7 @@ def revoke_key(data_dir: Path, name: str) -> KeyEntry:
     try:
         if not path.exists():
             raise KeyFileError(f"there are no keys in {data_dir}")
-        with (data_dir / _LOCK_FILE).open("w") as lock:
+        with open(data_dir / _LOCK_FILE, "w", opener=_private) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             entries = _read(path)
             found = next((entry for entry in entries if entry.name == name), None)
@@ -266,6 +267,10 @@ class KeyRing:
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
+
+
 def _digest_of(header: str) -> str:
     return hashlib.sha256(header.partition(" ")[2].strip().encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -291,7 +296,12 @@ def require(have: Role, need: Role) -> None:
 def _read(path: Path) -> list[KeyEntry]:
     """Entries of the file; none if it does not exist. Raises KeyFileError."""
     try:
-        file = msgspec.json.decode(path.read_bytes(), type=_KeyFile)
+        with path.open("rb") as opened:
+            mode = os.fstat(opened.fileno()).st_mode
+            content = opened.read()
+        if mode & 0o022:  # whoever writes here opens every door
+            raise KeyFileError(f"key file {path} may be written by others (mode {mode & 0o777:o}); chmod 600 {path}")
+        file = msgspec.json.decode(content, type=_KeyFile)
     except FileNotFoundError:
         return []
     except OSError as error:

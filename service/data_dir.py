@@ -1,10 +1,16 @@
-"""The data directory: one process at a time, one plan for life."""
+"""The data directory: one process at a time, one plan for life, and nobody's but its owner's.
+
+It holds transactions in the clear (journal, l2), so what is made in it is made for its owner alone (`private_files`), and a
+directory that others may enter is warned of. Whoever reads the disk reads everything: docs/explanation/threat-model.md.
+"""
 
 import fcntl
 import os
+import stat
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from features.plan import Plan
 from service.durable_file import replace_file
@@ -12,6 +18,24 @@ from service.errors import StartError
 
 PLAN_FILE = "plan.json"
 LOCK_FILE = "lock"
+
+
+_log = structlog.get_logger(__name__)
+
+
+def private_files() -> None:
+    """From here on whatever this process or its children create is their owner's alone, RocksDB's files among it."""
+    os.umask(0o077)
+
+
+def doubt_about(path: Path) -> str:
+    """Why the directory, or what lies in it, is not its owner's alone, and the fix; "": it is. Raises OSError."""
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        return f"{path} belongs to uid {found.st_uid}, this process runs as {os.geteuid()}"
+    if found.st_mode & 0o077:
+        return f"{path} has mode {stat.S_IMODE(found.st_mode):o}: others may enter it; chmod 700 {path}"
+    return ""
 
 
 class PlanRecord(msgspec.Struct):
@@ -27,7 +51,7 @@ class DataDir:
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path = path
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StartError(f"data directory {path} cannot be used: {error.strerror}") from None
@@ -36,6 +60,9 @@ class DataDir:
         except BlockingIOError:
             os.close(self._lock)
             raise StartError(f"data directory {path} is used by another process; stop it or give --data-dir") from None
+        doubt = doubt_about(path)
+        if doubt:
+            _log.warning("data directory is not private", problem=doubt)
         self._check_plan(plan)
 
     def close(self) -> None:
@@ -47,7 +74,7 @@ class DataDir:
         file = self.path / PLAN_FILE
         if not file.exists():
             try:  # a crash or a full disk must not leave half a file, which refuses the next start
-                replace_file(file, msgspec.json.encode(PlanRecord(plan.spec_name, plan.hash)), 0o644)
+                replace_file(file, msgspec.json.encode(PlanRecord(plan.spec_name, plan.hash)))
             except OSError as error:
                 self.close()
                 raise StartError(f"cannot write {file}: {error.strerror}") from None

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from gocore.binding import ABI_VERSION, load_core
 from gocore.build import c_compiler, find_go
 from gocore.errors import GoCoreError
 from gocore.locate import LIBRARY
+from service.auth import KEY_FILE
+from service.data_dir import doubt_about
 from service.settings import MIB, Settings
 
 REQUIRED: Final = (
@@ -57,6 +60,7 @@ def run_checks(settings: Settings) -> Iterator[Check]:
     yield _c_compiler()
     yield _go_core(settings.scorer)
     yield _data_dir(settings.data_dir)
+    yield from check_private(settings)
     yield _port(settings.server.host, settings.server.port)
     yield _open_files()
 
@@ -111,6 +115,28 @@ def _data_dir(path: Path) -> Check:
     free = shutil.disk_usage(existing).free
     state: Literal["ok", "bad"] = "ok" if free >= _DISK_FREE_MIN else "bad"
     return Check("data dir", state, f"{path}{'' if path.exists() else ' (will be made)'}, {free // MIB} MiB free")
+
+
+def check_private(settings: Settings) -> Iterator[Check]:
+    """Who besides the owner may read what is stored, change the keys, or read a private key or a password."""
+    if settings.data_dir.is_dir():
+        doubt = doubt_about(settings.data_dir)
+        yield Check("private", "bad" if doubt else "ok", doubt or f"{settings.data_dir} is its owner's alone")
+    files = {
+        "keys": settings.data_dir / KEY_FILE,
+        "tls key": settings.server.tls_key,
+        "redis password": settings.redis.password_file,
+        "postgres password": settings.postgres.password_file,
+    }
+    for name, file in files.items():
+        if file is None or not file.exists():
+            continue
+        mode = stat.S_IMODE(file.stat().st_mode)
+        is_guarded = file.parent.stat().st_mode & 0o077 == 0  # nobody else gets as far as the file
+        if mode & 0o022 or (mode & 0o044 and not is_guarded):
+            yield Check(name, "bad", f"{file} has mode {mode:o}, in a directory that others may enter; chmod 600 {file}")
+        else:
+            yield Check(name, "ok", f"{file} is its owner's alone")
 
 
 def _port(host: str, port: int) -> Check:

@@ -36,6 +36,7 @@ var shortcuts = []struct{ flag, key, help string }{
 }
 
 func main() {
+	syscall.Umask(0o077) // what it stores is its owner's alone: bodies are people's payments
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
