@@ -2,8 +2,11 @@
 
 `Listeners.open` binds everything, so that a port in use or a bad certificate is noticed before anything else is opened;
 `start` lets connections in, each with a protocol from one factory; `close` lets no more in and leaves the ones that are
-open to their owner. A UNIX socket speaks plain HTTP: file permissions (0660) say who may connect. A socket file that a
-dead process left behind is replaced; one that somebody serves, and a file that is no socket, are never touched.
+open to their owner. With TLS, SIGHUP reads certificate and key again: new connections get them, open ones keep theirs, and
+what cannot be used changes nothing.
+
+A UNIX socket speaks plain HTTP: file permissions (0660) say who may connect. A socket file that a dead process left behind is
+replaced; one that somebody serves, and a file that is no socket, are never touched.
 """
 
 import asyncio
@@ -12,6 +15,7 @@ import errno
 import fcntl
 import os
 import re
+import signal
 import socket
 import ssl
 import stat
@@ -33,6 +37,8 @@ UNIX_PATH_BYTES_MAX: Final = 107  # sockaddr_un has 108, the last of them NUL
 UNIX_MODE: Final = 0o660
 _CLAIM_DEADLINE_S: Final = 2.0  # for another process that claims a socket in the same directory; it takes a millisecond
 _CLAIM_INTERVAL_S: Final = 0.01
+# TLS 1.2 with forward secrecy and authenticated encryption alone; TLS 1.3 has nothing else.
+CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
 _KEY_MARK: Final = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 _CERT_MARK: Final = re.compile(rb"-----BEGIN (TRUSTED )?CERTIFICATE-----")
 
@@ -46,7 +52,7 @@ class _EncryptedKey(Exception):
 class Listeners:
     """The bound sockets of one service. Made by `open`; `close` may be called more than once."""
 
-    def __init__(self, tcp: socket.socket, url: str, tls: ssl.SSLContext | None, unix: "_UnixSocket | None") -> None:
+    def __init__(self, tcp: socket.socket, url: str, tls: "_Tls | None", unix: "_UnixSocket | None") -> None:
         self.url = url
         self._tcp = tcp
         self._tls = tls
@@ -58,7 +64,7 @@ class Listeners:
         """Bind all sockets. Raises StartError; nothing is left open or behind then."""
         tls = None
         if settings.tls_cert is not None and settings.tls_key is not None:
-            tls = tls_context(settings.tls_cert, settings.tls_key)
+            tls = _Tls(settings.tls_cert, settings.tls_key)
         tcp = _bind_tcp(settings.host, settings.port)
         try:
             unix = None if settings.unix_socket is None else _UnixSocket(settings.unix_socket)
@@ -80,11 +86,13 @@ class Listeners:
             factory,
             sock=self._tcp,
             backlog=BACKLOG,
-            ssl=self._tls,
+            ssl=self._tls.context if self._tls else None,
             ssl_handshake_timeout=HANDSHAKE_DEADLINE_S if self._tls else None,
             ssl_shutdown_timeout=TLS_CLOSE_DEADLINE_S if self._tls else None,
         )
         self._servers.append(server)
+        if self._tls is not None:
+            loop.add_signal_handler(signal.SIGHUP, self._tls.reload)
         if self._unix is not None:
             self._servers.append(await loop.create_unix_server(factory, sock=self._unix.socket, backlog=BACKLOG))
             _log.info("listening", unix_socket=str(self._unix.path))
@@ -99,16 +107,37 @@ class Listeners:
             self._unix.close()
 
 
+class _Tls:
+    """The context that new connections are made with, and where its certificate came from. Raises StartError."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self.context = tls_context(cert, key)
+        self._cert = cert
+        self._key = key
+
+    def reload(self) -> None:
+        """Take the certificate and key that are in the files now. What is wrong with them is logged, and the old ones stay."""
+        try:
+            tls_context(self._cert, self._key)  # all of it, before the one in use is touched
+            self.context.load_cert_chain(self._cert, self._key, _refuse_passphrase)
+        except (StartError, OSError) as error:  # an SSLError is an OSError: somebody wrote between the two lines
+            _log.error("certificate not loaded again, keeping the one in use", problem=str(error))
+        else:
+            _log.info("certificate loaded again", file=str(self._cert))
+
+
 def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
     """What serves the certificate (chain) of `cert` with `key`, both PEM; TLS 1.2 or newer. Raises StartError.
 
     A certificate that clients will refuse by its date or purpose is only warned of: a restart at night must not fail by a
-    date, and whoever comes over the UNIX socket is served. Both files are read once; a new certificate needs a restart.
+    date, and whoever comes over the UNIX socket is served.
     """
     _check_pem(cert, "server.tls_cert", _CERT_MARK, "certificate")
     _check_pem(key, "server.tls_key", _KEY_MARK, "private key")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
     try:
         context.load_cert_chain(cert, key, _refuse_passphrase)
     except _EncryptedKey:
