@@ -22,7 +22,7 @@ GO_STAMP := gocore/build/.built
 GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
-.PHONY: help setup lock audit go demo run up down secrets screenshots test proof check test-python test-go fuzz fuzz-go fmt bench profile docs clean stacks
+.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench profile reference docs clean lock audit up down secrets fuzz stacks
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -132,6 +132,9 @@ stacks: setup go  ## install and build the rival stacks (PyTorch and crates: 10 
 
 profile: setup go  ## where a request's time goes under load: flame graph and table into docs/results (PROFILE=path.svg MODE=http|stream)
 	$(BIN)/weir bench profile --out $(PROFILE) --mode $(MODE)
+
+reference: setup  ## write the generated pages of docs/reference
+	$(BIN)/weir config reference --out docs/reference/settings.md
 
 docs:  ## where to read on
 	@ls docs docs/adr docs/results

@@ -17,14 +17,14 @@ from typing import Annotated, Final
 import typer
 
 from service import app as service_app
-from service import key_commands
+from service import config_commands, key_commands
 from service.doctor import run_checks
 from service.errors import SettingsError, StartError
 from service.logs import configure_logs
 from service.settings import Settings, load_settings
 from service.skew import check_report, check_skew, table
 
-_OWN_COMMANDS: Final = ("serve", "keys", "doctor")
+_OWN_COMMANDS: Final = ("serve", "keys", "config", "doctor")
 _OWN_PACKAGES: Final = ("service", "features", "gocore", "models", "loadgen")
 _COMMANDS_GROUP: Final = "weir.commands"
 _BENCH_GROUP: Final = "weir.bench"
@@ -63,6 +63,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.callback()(_top)
     app.command("serve")(serve)
     key_commands.register(app)
+    config_commands.register(app)
     app.command("doctor")(doctor)
     bench = typer.Typer(help="Measure.", no_args_is_help=True)
     bench.callback()(_no_options)

@@ -3,23 +3,23 @@
 `load_settings` merges, later wins: defaults < TOML file < environment (WEIR_L1__BYTES_MAX) < --set l1.bytes_max=...
 A key that does not exist is refused with the nearest one that does, a value out of range with the key, the value, its
 limit and where it came from. Settings are immutable; reading one is an attribute look-up.
+
+The comment beside a setting, and lines of comment right above it, are its text in docs/reference/settings.md (ADR 0035):
+`make reference` writes that page.
 """
 
-import difflib
-import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from service.errors import SettingsError
+from service.setting_sources import Catalogue, Sources
 
 MIB = 1 << 20
 DAY_MS = 86_400_000
-ENV_PREFIX = "WEIR_"
 SEGMENTS_MIN = 4  # that journal.bytes_max has room for
 
 Outcome = Literal["approve", "review", "decline"]
@@ -35,7 +35,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ServerSettings(Section, frozen=True):
     """HTTP front."""
 
-    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"
+    host: Annotated[str, Meta(min_length=1)] = "127.0.0.1"  # address to listen on; 0.0.0.0: every IPv4 one
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080  # 0: any free port; the ready line names it
     body_bytes_max: Annotated[int, Meta(ge=1024, le=64 * MIB)] = MIB  # bytes, every route but batches
     batch_body_bytes_max: Annotated[int, Meta(ge=1024, le=256 * MIB)] = 8 * MIB  # bytes
@@ -71,7 +71,7 @@ class TimeSettings(Section, frozen=True):
 class L1Settings(Section, frozen=True):
     """Profiles in RAM."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: profiles rest in the tier below alone; PUT /v1/tiers changes it while the service runs
     bytes_max: Annotated[int, Meta(ge=64 * 1024, le=1 << 40)] = 256 * MIB  # bytes at rest; one full batch comes on top
     huge_pages: bool = False  # faster with a million profiles; new entities now and then wait 5 to 25 ms for memory
 
@@ -79,7 +79,7 @@ class L1Settings(Section, frozen=True):
 class BloomSettings(Section, frozen=True):
     """The filters that say "exists nowhere below" and "this event is new"."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: every new entity and event is asked of the tiers
     backend: Literal["rbloom", "pybloom"] = "rbloom"  # of entities; of event ids only without the Go core
     keys_max: Annotated[int, Meta(ge=1_000, le=2_000_000_000)] = 10_000_000  # keys that `fpp` is promised for
     fpp: Annotated[float, Meta(gt=0, le=0.5)] = 0.01  # probability of a false positive when full; 9.6 bits a key
@@ -88,7 +88,7 @@ class BloomSettings(Section, frozen=True):
 class L2Settings(Section, frozen=True):
     """Profiles and decisions in RocksDB."""
 
-    enabled: bool = True
+    enabled: bool = True  # false: neither read nor written; what comes back catches up from the journal
     cache_bytes: Annotated[int, Meta(ge=MIB, le=1 << 40)] = 128 * MIB  # bytes of block cache
     flush_interval_ms: Annotated[int, Meta(ge=10, le=3_600_000)] = 5_000  # ms between memtable flushes (positions move)
 
@@ -96,8 +96,8 @@ class L2Settings(Section, frozen=True):
 class RedisSettings(Section, frozen=True):
     """Profiles in Redis or Valkey (L3). Without a url there is none, unless `embedded` starts one."""
 
-    enabled: bool = True
-    url: Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")] | None = None
+    enabled: bool = True  # false: neither read nor written
+    url: Annotated[str, Meta(pattern=r"^(redis|rediss|unix)://")] | None = None  # user and password in it; rediss is TLS
     password_file: Path | None = None  # its first line is the password of the url, which then has none itself
     deadline_ms: DeadlineMs = 50  # ms for one round trip
     concurrency_max: Annotated[int, Meta(ge=1, le=1024)] = 8  # round trips at a time
@@ -107,8 +107,8 @@ class RedisSettings(Section, frozen=True):
 class PostgresSettings(Section, frozen=True):
     """Profiles and the ledger in Postgres (L3). Without a url there is none, unless `embedded` starts one."""
 
-    enabled: bool = True
-    url: Annotated[str, Meta(pattern=r"^(postgres|postgresql)://")] | None = None
+    enabled: bool = True  # false: neither read nor written as a tier; the ledger is fed all the same
+    url: Annotated[str, Meta(pattern=r"^(postgres|postgresql)://")] | None = None  # as libpq has it
     password_file: Path | None = None  # its first line is the password of the url, which then has none itself
     deadline_ms: DeadlineMs = 100  # ms for one round trip
     pool_max: Annotated[int, Meta(ge=1, le=128)] = 4  # connections
@@ -146,8 +146,8 @@ class DecideSettings(Section, frozen=True):
 
     unknown_outcome: Outcome = "review"  # when a tier could not be asked for a profile
     unknown_amount_min: Annotated[int, Meta(ge=0, le=10**10)] = 0  # minor units of the base currency: from here on
-    review_threshold: Probability | None = None
-    decline_threshold: Probability | None = None
+    review_threshold: Probability | None = None  # risk score from which on it is review
+    decline_threshold: Probability | None = None  # risk score from which on it is decline
     reasons_max: Annotated[int, Meta(ge=0, le=10)] = 3  # features that explain a score, in words; 0: codes alone
     reasons_rows_max: Annotated[int, Meta(ge=1, le=128)] = 32  # transactions of a micro-batch that are explained; 0.1 ms each
     reasons_share: Probability = 0.03  # of all transactions, explained without being asked about; twice what is usually flagged
@@ -202,7 +202,7 @@ class Settings(Section, frozen=True):
     spec: Annotated[str, Meta(min_length=1)] = "cards"  # a packaged spec, or the path of a TOML file
     model: Path | None = None  # directory of a model card; None: the packaged model of the spec
     scorer: Literal["auto", "go", "onnx"] = "auto"  # "auto": go if its library is there, else onnx
-    data_dir: Path = Path("weir-data")
+    data_dir: Path = Path("weir-data")  # journal, RocksDB, keys, toggles, models: everything that has to outlive a restart
     embedded: bool = False  # start a real Valkey and a real Postgres as children, in data_dir
     server: ServerSettings = ServerSettings()
     rate: RateSettings = RateSettings()
@@ -223,182 +223,59 @@ class Settings(Section, frozen=True):
     console: ConsoleSettings = ConsoleSettings()
 
 
+CATALOGUE = Catalogue(Settings, Section)
+
+
 def load_settings(config: Path | None = None, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None) -> Settings:
     """Merge defaults, the TOML file `config`, `env` and `overrides` ("a.b=value"). Raises SettingsError.
 
     The value of an override or variable is read as TOML and, where that fails or the setting is text, taken as it is;
     an empty one resets an optional setting. Relative paths are relative to the working directory.
     """
-    values: dict[str, Any] = {}  # dotted key -> value
-    origins: dict[str, str] = {}  # dotted key -> where it came from, for messages
-    for key, value, origin in (*_from_file(config), *_from_env(env or {}), *_from_overrides(overrides)):
-        if key not in _FIELDS:
-            raise SettingsError(f"{origin}: {_unknown(key)}", key)
-        values[key] = value
-        origins[key] = origin
-    settings = _convert(values, origins)
-    if "queue.batch_max" not in origins and settings.queue.batch_max > settings.queue.events_max:
-        queue = msgspec.structs.replace(settings.queue, batch_max=settings.queue.events_max)
-        settings = msgspec.structs.replace(settings, queue=queue)
-    _check_together(settings, origins)
+    settings, sources = read_settings(config, overrides, env)
+    if sources.problems:
+        (key, text), n_more = sources.problems[0], len(sources.problems) - 1
+        more = f" (and {n_more} more: weir config check tells them all)" if n_more else ""
+        raise SettingsError(text + more, key or None)
     return settings
 
 
-def _from_file(config: Path | None) -> Iterator[tuple[str, Any, str]]:
-    if config is None:
-        return
-    try:
-        table = tomllib.loads(config.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"config file {config} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"config file {config} cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"config file {config} is not TOML: {error}") from None
-    for name, value in table.items():
-        if not isinstance(value, dict):
-            yield name, value, str(config)
-        elif name in _SECTIONS:
-            for key, leaf in value.items():
-                yield f"{name}.{key}", leaf, str(config)
-        else:
-            raise SettingsError(f"{config}: {_unknown(name)}", name)
+def read_settings(
+    config: Path | None = None, overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> tuple[Settings, Sources]:
+    """The same with everything that is wrong in `Sources.problems`; the settings then lack what is wrong."""
+    sources = Sources(CATALOGUE, config, overrides, env or {})
+    settings: Settings = sources.build()
+    if "queue.batch_max" not in sources.values and settings.queue.batch_max > settings.queue.events_max:
+        queue = msgspec.structs.replace(settings.queue, batch_max=settings.queue.events_max)
+        settings = msgspec.structs.replace(settings, queue=queue)
+    _check_together(settings, sources)
+    return settings, sources
 
 
-def _from_env(env: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
-    for variable in sorted(env):
-        if not variable.startswith(ENV_PREFIX):
-            continue
-        key = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
-        # An unknown WEIR_X without "__" may not be meant for us: Kubernetes itself sets WEIR_PORT and the like for a
-        # service called weir, and WEIR_TRACEBACK is read elsewhere.
-        if "." in key or key in _FIELDS:
-            yield key, _parse(key, env[variable]), variable
-
-
-def _from_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        key = key.strip()
-        if not equals:
-            raise SettingsError(f"--set {override}: write it as key=value")
-        yield key, _parse(key, text.strip()), "command line"
-
-
-def _parse(key: str, text: str) -> Any:
-    """The value that `text` means for `key`: TOML where the setting is not text, else the text itself."""
-    types = _types_of(_FIELDS[key]) if key in _FIELDS else ()
-    if text == "" and type(None) in types:
-        return None
-    try:
-        table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        return text
-    if len(table) != 1:  # a line break in the text began another key
-        return text
-    value = table["value"]
-    return value if isinstance(value, str) or not (str in types or Path in types) else text
-
-
-def _convert(values: Mapping[str, Any], origins: Mapping[str, str]) -> Settings:
-    """Build Settings; a value of the wrong type or out of range is named with its origin."""
-    tree: dict[str, Any] = {}
-    for key, value in values.items():
-        section, dot, leaf = key.rpartition(".")
-        if dot:
-            tree.setdefault(section, {})[leaf] = value
-        else:
-            tree[key] = value
-    try:
-        return msgspec.convert(tree, Settings, dec_hook=_to_path)
-    except msgspec.ValidationError as error:
-        limit, _, path = str(error).partition(" - at `$.")
-        key = path.rstrip("`")
-        kind = _FIELDS[key]
-        if isinstance(kind, msgspec.inspect.LiteralType):
-            limit = f"expected one of {', '.join(map(str, kind.values))}"
-        limit = limit[:1].lower() + limit[1:].replace("`", "")
-        raise SettingsError(f"{origins[key]}: {key} is {_shown(values[key])}: {limit}", key) from None
-
-
-def _to_path(kind: type, value: Any) -> Any:
-    if kind is Path and isinstance(value, str) and value:
-        return Path(value).expanduser()
-    raise ValueError("Expected a path")
-
-
-def _check_together(settings: Settings, origins: Mapping[str, str]) -> None:
+def _check_together(settings: Settings, sources: Sources) -> None:
     """Limits that involve two settings."""
+
+    def refuse(key: str, other: str, limit: str) -> None:
+        table, _, leaf = key.partition(".")
+        value = getattr(getattr(settings, table), leaf)
+        sources.refuse_together(key, other, f"{key} is {value}: expected {limit}")
+
     review, decline = settings.decide.review_threshold, settings.decide.decline_threshold
     if review is not None and decline is not None and review > decline:
-        origin = origins.get("decide.review_threshold", "settings")
-        limit = f"expected at most decide.decline_threshold, {decline}"
-        raise SettingsError(f"{origin}: decide.review_threshold is {review}: {limit}", "decide.review_threshold")
+        limit = f"at most decide.decline_threshold, {decline}"
+        refuse("decide.review_threshold", "decide.decline_threshold", limit)
     if settings.queue.batch_max > settings.queue.events_max:
-        origin = origins.get("queue.batch_max", origins.get("queue.events_max", "settings"))
-        limit = f"expected at most queue.events_max, {settings.queue.events_max}"
-        raise SettingsError(f"{origin}: queue.batch_max is {settings.queue.batch_max}: {limit}", "queue.batch_max")
+        refuse("queue.batch_max", "queue.events_max", f"at most queue.events_max, {settings.queue.events_max}")
     given, missing = ("tls_cert", "tls_key") if settings.server.tls_key is None else ("tls_key", "tls_cert")
     if getattr(settings.server, given) is not None and getattr(settings.server, missing) is None:
-        origin = origins.get(f"server.{given}", "settings")
-        raise SettingsError(f"{origin}: server.{given} is set without server.{missing}: give both or none", f"server.{missing}")
+        text = f"server.{given} is set without server.{missing}: give both or none"
+        sources.refuse_together(f"server.{missing}", f"server.{given}", text)
     journal = settings.journal
     if 0 < journal.bytes_max < SEGMENTS_MIN * journal.segment_bytes:  # whole segments are trimmed, the newest never
-        origin = origins.get("journal.bytes_max", origins.get("journal.segment_bytes", "settings"))
-        limit = f"expected 0 or at least {SEGMENTS_MIN} times journal.segment_bytes, {SEGMENTS_MIN * journal.segment_bytes}"
-        raise SettingsError(f"{origin}: journal.bytes_max is {journal.bytes_max}: {limit}", "journal.bytes_max")
+        limit = f"0 or at least {SEGMENTS_MIN} times journal.segment_bytes, {SEGMENTS_MIN * journal.segment_bytes}"
+        refuse("journal.bytes_max", "journal.segment_bytes", limit)
     inference = settings.inference
     if inference.queue_bytes_max < inference.body_bytes_max:
-        origin = origins.get("inference.queue_bytes_max", origins.get("inference.body_bytes_max", "settings"))
-        limit = f"expected at least inference.body_bytes_max, {inference.body_bytes_max}"
-        key = "inference.queue_bytes_max"
-        raise SettingsError(f"{origin}: {key} is {inference.queue_bytes_max}: {limit}", key)
-
-
-def _unknown(key: str) -> str:
-    if key in _SECTIONS:
-        members = ", ".join(name for name in _FIELDS if name.startswith(f"{key}."))
-        return f"{key} is a table, not a value; its settings are {members}"
-    near = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.5)
-    if not near:  # the leaf may be right and its table forgotten: port, bytes_max
-        near = [name for name in _FIELDS if name.rpartition(".")[2] == key.rpartition(".")[2]][:1]
-    hint = f"; did you mean {near[0]}?" if near else f"; tables are {', '.join(_SECTIONS)}"
-    return f"there is no setting {key}{hint}"
-
-
-def _shown(value: Any) -> str:
-    """`value` for a message, without the password of a URL and not longer than a line."""
-    text = re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", repr(value))
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _types_of(kind: msgspec.inspect.Type) -> tuple[type, ...]:
-    """Which of str, Path, None a setting accepts; the rest is read as TOML and needs no telling apart."""
-    match kind:
-        case msgspec.inspect.UnionType(types=members):
-            return tuple(found for member in members for found in _types_of(member))
-        case msgspec.inspect.StrType() | msgspec.inspect.LiteralType():
-            return (str,)
-        case msgspec.inspect.CustomType(cls=cls):
-            return (cls,)
-        case msgspec.inspect.NoneType():
-            return (type(None),)
-        case _:
-            return ()
-
-
-def _walk() -> tuple[dict[str, msgspec.inspect.Type], tuple[str, ...]]:
-    """Every dotted key with its type, and the names of the tables."""
-    fields: dict[str, msgspec.inspect.Type] = {}
-    sections: list[str] = []
-    for field in msgspec.structs.fields(Settings):
-        if isinstance(field.type, type) and issubclass(field.type, Section):
-            sections.append(field.name)
-            for leaf in msgspec.structs.fields(field.type):
-                fields[f"{field.name}.{leaf.name}"] = msgspec.inspect.type_info(leaf.type)
-        else:
-            fields[field.name] = msgspec.inspect.type_info(field.type)
-    return fields, tuple(sections)
-
-
-_FIELDS, _SECTIONS = _walk()
+        limit = f"at least inference.body_bytes_max, {inference.body_bytes_max}"
+        refuse("inference.queue_bytes_max", "inference.body_bytes_max", limit)
