@@ -134,7 +134,8 @@ profile: setup go  ## where a request's time goes under load: flame graph and ta
 	$(BIN)/weir bench profile --out $(PROFILE) --mode $(MODE)
 
 reference: setup  ## write the generated pages of docs/reference
-	$(BIN)/weir config reference --out docs/reference/settings.md
+	$(BIN)/weir config reference settings --out docs/reference/settings.md
+	$(BIN)/weir config reference metrics --out docs/reference/metrics.md
 
 docs:  ## where to read on
 	@ls docs docs/adr docs/results

@@ -23,6 +23,7 @@ from service.errors import SettingsError, StartError
 from service.logs import configure_logs
 from service.settings import Settings, load_settings
 from service.skew import check_report, check_skew, table
+from service.skew_note import write_note
 
 _OWN_COMMANDS: Final = ("serve", "keys", "config", "doctor")
 _OWN_PACKAGES: Final = ("service", "features", "gocore", "models", "loadgen")
@@ -127,6 +128,10 @@ def doctor(
         report = check_skew(merged)
         for line in table(report):
             typer.echo(line)
+        try:
+            write_note(merged.data_dir, report.n_compared, report.n_differing)
+        except OSError as error:
+            typer.echo(f"/metrics of the service will not show it: {error.filename}: {error.strerror}")
         check_report(report)
         return
     checks = list(run_checks(merged))

@@ -16,10 +16,11 @@ from service.ticket import REPLIES, Answer, Sink
 
 
 class Admission:
-    """Answers what needs no scoring. `n_replayed` counts stored decisions that were given again."""
+    """Answers what needs no scoring. `n_replayed` counts stored decisions that were given again, `n_twins` events sent again
+    while they were being scored."""
 
     def __init__(self, decisions: Decisions, in_flight: InFlight, clock: Clock) -> None:
-        self.n_replayed = 0
+        self.n_replayed = self.n_twins = 0
         self._decisions = decisions
         self._in_flight = in_flight
         self._clock = clock
@@ -55,6 +56,7 @@ class Admission:
                     continue
                 sink.answer(number, answer)
             elif body == rows.body(number):
+                self.n_twins += 1
                 self._in_flight.add_twin(event_id, Twin(sink, number, wanted))
             else:
                 sink.answer(number, _conflict())

@@ -38,7 +38,7 @@ from service.engine import Engine
 from service.erasure import Erasures
 from service.fastlane import FastLane
 from service.fetch import Fetcher
-from service.gauges import watch_engine
+from service.gauges import watch_engine, watch_settings
 from service.handlers.protocol import HttpRunner
 from service.handlers.router import build_web_app
 from service.inference import open_inference
@@ -160,6 +160,7 @@ async def _open_port(
     """Answer requests from here on; until recovery is done all but the health routes say that the service is not ready."""
     metrics = Metrics()
     watch_engine(metrics, engine)
+    watch_settings(metrics, settings)
     lag = asyncio.create_task(watch_loop(metrics.loop_lag[()]))
     stack.push_async_callback(_cancel, [lag])
     app = build_web_app(engine, keys, metrics, settings)
@@ -170,12 +171,15 @@ async def _open_port(
     )
     await runner.setup()
     stack.push_async_callback(_stop_http, listeners, runner, None)
-    assert runner.server is not None
+    server = runner.server
+    assert server is not None
     if not settings.server.fast_lane:
-        await listeners.start(runner.server)
+        metrics.watch("connections", lambda: {"aiohttp": len(server.connections)})
+        await listeners.start(server)
         return runner, None
     calls = ScoreCalls(engine, metrics, settings.server)
-    lane = FastLane(calls, keys, metrics, settings.server, engine.check_started, runner.server, connections)
+    lane = FastLane(calls, keys, metrics, settings.server, engine.check_started, server, connections)
+    metrics.watch("connections", lambda: {"fast": len(lane.connections), "aiohttp": len(server.connections)})
     lane.start()
     stack.push_async_callback(_stop_http, listeners, runner, lane)
     await listeners.start(lane)

@@ -17,6 +17,7 @@ class Clock:
         self._past_ms_max = past_ms_max
         self._wall_ms = wall_ms
         self._newest = 0
+        self.n_refused = {"old": 0, "future": 0}  # events, by what was wrong with their time
 
     def now_ms(self) -> int:
         """Milliseconds UTC."""
@@ -36,8 +37,11 @@ class Clock:
         """Why these times are refused, by place; empty if none is."""
         now = self.now_ms()
         bad = now - ts > self._past_ms_max
+        self.n_refused["old"] += int(np.count_nonzero(bad))
         if not self._is_stream:
-            bad |= ts - now > self._future_ms_max
+            is_ahead = ts - now > self._future_ms_max
+            self.n_refused["future"] += int(np.count_nonzero(is_ahead))
+            bad |= is_ahead
         found: dict[int, InvalidEvent] = {}
         for place in np.flatnonzero(bad).tolist():
             try:

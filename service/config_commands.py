@@ -1,5 +1,6 @@
-"""`weir config check|show|reference`: the settings as they would count, what is wrong with them, and the page about them."""
+"""`weir config check|show|reference`: the settings as they would count, what is wrong with them, and the reference pages."""
 
+import enum
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from service.errors import SettingsError
+from service.metrics_page import metrics_page
 from service.setting_sources import DEFAULT, Sources, masked
 from service.settings import CATALOGUE, Settings, read_settings
 from service.settings_page import settings_page
@@ -19,6 +21,13 @@ PIPE_WIDTH = 160  # columns of the table when it goes to a file or a pipe
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting; repeatable.")]
+
+
+class Page(enum.StrEnum):
+    """The generated pages."""
+
+    SETTINGS = "settings"
+    METRICS = "metrics"
 
 
 class Shown(msgspec.Struct):
@@ -74,15 +83,16 @@ def show(
 
 
 def reference(
+    page: Annotated[Page, typer.Argument(help="Which page.")] = Page.SETTINGS,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; without one it goes to stdout.")] = None,
 ) -> None:
-    """The reference page of all settings, as Markdown."""
-    page = settings_page()
+    """The reference page of all settings, or of all metrics, as Markdown."""
+    text = settings_page() if page is Page.SETTINGS else metrics_page()
     if out is None:
-        sys.stdout.write(page)
+        sys.stdout.write(text)
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
+        out.write_text(text, encoding="utf-8")
 
 
 def all_shown(settings: Settings, sources: Sources) -> list[Shown]:

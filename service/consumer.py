@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from service.dirty import Dirty
 from service.l1_keys import L1Keys
 from service.levels import DOWN, OFF, Level
+from service.metrics import LATENCY_BOUNDS, Histogram
 
 Portion = tuple[dict[bytes, int], int]  # keys with the LSN of a change; everything up to this LSN is in them or was before
 
@@ -34,6 +35,7 @@ class Consumer:
         self.turn = asyncio.Lock()  # held by whoever writes to the level or meets it
         self.has_claimed = False  # the level knows that this run's LSNs are taken
         self.probe_at = 0.0
+        self.write_seconds = Histogram(LATENCY_BOUNDS)  # of writes that succeeded
         level.lacks = self.holds
 
     def add(self, key: bytes, lsn: int) -> None:

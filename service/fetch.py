@@ -226,6 +226,11 @@ class Fetcher:
         """Why no transaction can be taken, empty while one can: what leaves L1 has to wait, and there is a limit to it."""
         return self._waiting.fullness
 
+    @property
+    def n_fetching(self) -> int:
+        """Profiles that are being looked for now."""
+        return len(self._flying)
+
     async def close(self) -> None:
         """Wait for the reads that are under way."""
         while self._tasks:

@@ -52,6 +52,7 @@ from service.journal_segments import (
     write_mark,
 )
 from service.journal_sync import DURABLE_MARK, Syncer, Unsynced
+from service.metrics import Histogram
 
 __all__ = [
     "EPOCH_MAX",
@@ -188,6 +189,11 @@ class Journal:
     def durable_lsn(self) -> int:
         """Everything in the journal up to here survives a power failure."""
         return self._syncer.durable_lsn
+
+    @property
+    def sync_seconds(self) -> Histogram:
+        """How long fsyncs took, s."""
+        return self._syncer.seconds
 
     def n_entries_after(self, lsn: int) -> int:
         """How many LSNs of this run lie above `lsn`, those that were never used included."""

@@ -8,6 +8,7 @@ more in its place and synced; only then the journal goes on (docs/adr/0014-full-
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ import structlog
 
 from service.journal_format import JournalError, JournalWriteError, encode_mark
 from service.journal_segments import Segment, sync_file, write_again
+from service.metrics import LATENCY_BOUNDS, Histogram
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +44,7 @@ class Syncer:
     ) -> None:  # fmt: skip
         self.durable_lsn = durable_lsn
         self.failure: JournalWriteError | None = None
+        self.seconds = Histogram(LATENCY_BOUNDS)  # of fsyncs that succeeded
         self.loop: asyncio.AbstractEventLoop | None = None
         self._directory = directory
         self._hand_over = hand_over
@@ -49,7 +52,7 @@ class Syncer:
         self._on_healed = on_healed
         self._mark_fd = os.open(directory / DURABLE_MARK, os.O_WRONLY)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal-sync")
-        self._running: asyncio.Future[None] | None = None
+        self._running: asyncio.Future[float] | None = None
         self._waiting: list[tuple[int, asyncio.Future[None]]] = []
         self._healing: asyncio.Task[None] | None = None
         self._is_due = False  # somebody asked while one was running
@@ -116,8 +119,9 @@ class Syncer:
             os.close(self._mark_fd)
         self._mark_fd = -1
 
-    def _sync_files(self, unsynced: Unsynced) -> None:
-        """On the worker thread."""
+    def _sync_files(self, unsynced: Unsynced) -> float:
+        """On the worker thread. Returns the seconds that it took."""
+        start = time.perf_counter()
         try:
             for fd in unsynced.retired_fds:
                 os.fsync(fd)
@@ -128,12 +132,13 @@ class Syncer:
         if unsynced.is_directory_dirty:
             sync_file(self._directory)
         self._write_mark(unsynced.last_lsn)
+        return time.perf_counter() - start
 
     def _write_mark(self, lsn: int) -> None:
         # Not fsynced itself: after a power failure an older, lower number only makes the next start less strict.
         os.pwrite(self._mark_fd, encode_mark(lsn), 0)
 
-    def _end(self, running: asyncio.Future[None], lsn: int) -> None:
+    def _end(self, running: asyncio.Future[float], lsn: int) -> None:
         self._running = None
         if running.cancelled():
             return
@@ -146,6 +151,7 @@ class Syncer:
             self.fail(failure)
             return
         self.durable_lsn = lsn
+        self.seconds.observe(running.result())
         waiting, self._waiting = self._waiting, []
         for waiting_lsn, done in waiting:
             if waiting_lsn > lsn:

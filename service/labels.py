@@ -5,6 +5,7 @@ time; numbering, applying and appending happen in one go of the loop, with pre-i
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -60,6 +61,7 @@ class Labels:
         self._blanked = blanked
         self._applied = applied
         self._tasks: set[asyncio.Task[list[LabelReply]]] = set()
+        self.n_results: Counter[str] = Counter({"applied": 0, "unchanged": 0, "unknown_event": 0})
 
     async def apply(self, labels: Sequence[Label]) -> list[LabelReply]:
         """Apply labels in order. Raises JournalUnavailable; then the step at fault and those after it did not happen.
@@ -130,6 +132,7 @@ class Labels:
                 replies.append(LabelReply(label.event_id, "applied", change.lsn))
         if changes:
             self._commit(changes, images)
+        self.n_results.update(reply.status for reply in replies)
         return replies
 
     def _apply_one(

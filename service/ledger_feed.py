@@ -21,6 +21,7 @@ from service.journal import Block, Journal, JournalError
 from service.journal_cursor import Misfit, Place
 from service.ledger import Ledger, LedgerRow
 from service.ledger_chunks import Chunk, ChunkMaker
+from service.metrics import LATENCY_BOUNDS, Histogram
 from service.records import LABEL, TX, decode_label, decode_outcome
 from service.stepwise import stepwise
 
@@ -48,6 +49,7 @@ class LedgerFeed:
     ) -> None:  # fmt: skip
         self.position = position
         self.state = "on"
+        self.write_seconds = Histogram(LATENCY_BOUNDS)  # of transactions that succeeded
         self._is_met = False  # its position has been read and fits this journal
         self._ledger = ledger
         self._journal = journal
@@ -108,7 +110,9 @@ class LedgerFeed:
         if chunk.blocks:
             await self._append(chunk.blocks)
         else:  # an append that succeeded unnoticed may have gone further than we know: then from there on, in another chunk
+            start = time.perf_counter()
             self.position = await self._ledger.append_encoded(chunk.rows, chunk.position, chunk.labels, self.position)
+            self.write_seconds.observe(time.perf_counter() - start)
         self._place = chunk.place  # not used if it is of another position
 
     async def _ship_blocks(self, durable_lsn: int) -> None:
@@ -170,7 +174,9 @@ class LedgerFeed:
                     record = decode_label(entry.body)
                     labels[record.tx_lsn] = int(record.label == "fraud")
         position = blocks[-1].last_lsn
+        start = time.perf_counter()
         await self._ledger.append(rows, position, labels, after=self.position)
+        self.write_seconds.observe(time.perf_counter() - start)
         self.position = position
 
 

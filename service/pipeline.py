@@ -34,9 +34,9 @@ from service.in_flight import InFlight, Twin
 from service.journal import Journal, JournalError
 from service.lists import Lists
 from service.lookup import LookUp
-from service.metrics import LATENCY_BOUNDS, ROWS_BOUNDS, WAVES_BOUNDS, Histogram
 from service.reasons import Explainer
 from service.row_codec import Encoded, RowCodec
+from service.tally import STOPS, BatchTally
 from service.ticket import DECISIONS, REPLIES, TRACES, Answer, EachSink, Request, RequestSink, Sink, Ticket
 from service.tiers.l1 import L1
 from service.touched import Touched
@@ -45,7 +45,6 @@ from service.watch import Watch
 
 log = structlog.get_logger(__name__)
 
-STOPS = ("score", "decide", "journal")  # timed for each batch
 LOG_INTERVAL_S = 10.0  # between two records of appends that failed
 ASIDE_ROWS = 256  # from here on a batch is scored on the core's thread: handing it over costs about 40 µs
 
@@ -66,8 +65,7 @@ class Pipeline:
         self.watch: Watch | None = None
         self.is_open = False
         self.n_batches = self.n_rows = self.n_waves = self.n_failed_batches = 0
-        self.batch_rows, self.batch_waves = Histogram(ROWS_BOUNDS), Histogram(WAVES_BOUNDS)
-        self.batch_seconds = {stop: Histogram(LATENCY_BOUNDS) for stop in STOPS}
+        self.tally = BatchTally()
         self.outcomes: dict[str, int] = {"approve": 0, "review": 0, "decline": 0}
         self.onlooker: Onlooker | None = None  # while somebody looks
         self.touched = touched
@@ -105,6 +103,11 @@ class Pipeline:
     def n_replayed(self) -> int:
         """Stored decisions that were given again."""
         return self._admission.n_replayed
+
+    @property
+    def n_twins(self) -> int:
+        """Events that were sent again while they were being scored, and got the same answer."""
+        return self._admission.n_twins
 
     def offer(self, body: bytes, form: int, answered: Callable[[Answer], object]) -> None:
         """A request of one transaction. `answered` gets the JSON reply, for MSGPACK a Decision, or the error.
@@ -309,11 +312,7 @@ class Pipeline:
         self.n_batches += 1
         self.n_rows += batch.n_rows
         self.n_waves += batch.waves
-        self.batch_rows.observe(batch.n_rows)
-        if batch.waves:
-            self.batch_waves.observe(batch.waves)
-        for stop, (before, after) in zip(STOPS, pairwise(batch.times), strict=True):
-            self.batch_seconds[stop].observe(after - before)
+        self.tally.note(batch)
 
     def _count(self, classes: bytes, conclusions: Sequence[Conclusion]) -> None:
         n_first = classes.count(0)  # nearly always all: approved by their score

@@ -33,14 +33,13 @@ from service.errors import TierUnavailable
 from service.fetch import entity_key, split_key
 from service.journal import Journal
 from service.levels import ON, Level
-from service.metrics import BEHIND_BOUNDS, Histogram
+from service.metrics import BEHIND_BOUNDS, L1_BOUNDS, Histogram
 from service.tiers.l1 import L1
 from service.write_behind import WriteBehind
 
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 0.1  # between two samples
-L1_BOUNDS = (2e-7, 5e-7, 1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 1e-3)  # s; the clock itself takes 50 ns of it
 SAMPLES_MAX = 64  # of each interval and tier: bounds what a flood of hits costs
 L1_NAME = "l1"
 RESULTS = ("same", "behind", "absent", "mismatch", "lost", "ahead")

@@ -20,6 +20,7 @@ from service.clock import Clock
 from service.decisions import decode_stored
 from service.fetch import L1_HIT
 from service.row_codec import Encoded
+from service.tally import STOPS
 from service.ticket import Ticket
 from service.trace import ABSENT, last_seen, trace
 
@@ -27,7 +28,6 @@ APPROVED_MAX: Final = 24  # rows between two takes; what passes beyond them is c
 OTHERS_MAX: Final = 48  # the same for decisions that are no plain approvals
 TRACES_MAX: Final = 5_000  # traces that are remembered; one is 1.3 KB as JSON
 FEW_ROWS: Final = 4  # up to here a row at a time is faster than NumPy's indexing
-STOPS: Final = ("score", "decide", "journal")  # what lies between the times of a batch
 
 log = structlog.get_logger(__name__)
 

@@ -259,7 +259,9 @@ class WriteBehind:
             if profiles or position > consumer.position:
                 await self._claim(consumer)
                 await self._journal.sync_to(seen_lsn)
+                start = time.perf_counter()
                 await level.tier.put(profiles, position)
+                consumer.write_seconds.observe(time.perf_counter() - start)
                 consumer.in_flight = {}
                 consumer.position = position
         except TierUnavailable as error:

@@ -20,7 +20,7 @@ def routes(front: Front) -> list[Route]:
         return json_reply(b'{"status":"ready"}')
 
     async def metrics(request: web.Request) -> web.Response:
-        return json_reply(front.metrics.render(), content_type=CONTENT_TYPE)
+        return json_reply(await front.metrics.render_in_turns(), content_type=CONTENT_TYPE)
 
     return [
         Route("GET", "/livez", "livez", None, live),

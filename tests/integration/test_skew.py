@@ -13,6 +13,7 @@ from service import __main__ as cli
 from service.errors import StartError
 from service.settings import load_settings
 from service.skew import SkewReport, check_report, check_skew
+from service.skew_note import SkewNotes
 from service.vector_log import LOG_FILE, read_vectors
 
 LOGGED = "watch.share=0.25"
@@ -66,6 +67,9 @@ async def test_skew_corrupted_vector_is_found(
     out, err = capsys.readouterr()
     assert "card_sum_24h" in out
     assert "1 of 100 vectors" in err
+    note = SkewNotes(running.settings.data_dir).newest()
+    assert note is not None
+    assert (note.compared, note.differing) == (100, 1)
 
 
 async def test_skew_corrupted_profile_is_found(start: Any, stream: list[Transaction]) -> None:

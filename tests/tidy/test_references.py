@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from service.metrics_page import families, metrics_page
 from service.setting_sources import allowed
 from service.settings import CATALOGUE
 from service.settings_page import settings_page, texts_of, unit_of
@@ -12,6 +13,13 @@ REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 def test_settings_page_is_current() -> None:
     """docs/reference/settings.md is what `make reference` writes."""
     assert (REFERENCE / "settings.md").read_text(encoding="utf-8") == settings_page(), "run make reference"
+
+
+def test_metrics_page_is_current() -> None:
+    """docs/reference/metrics.md is what `make reference` writes, and no name stands there twice."""
+    assert (REFERENCE / "metrics.md").read_text(encoding="utf-8") == metrics_page(), "run make reference"
+    names = [family.name for family in families()]
+    assert len(names) == len(set(names))
 
 
 def test_every_setting_has_a_text() -> None:

@@ -32,6 +32,7 @@ from loadgen.bench.price.result import (
     NO_INDEX,
     NO_JOURNAL,
     NO_LEDGER,
+    NO_METRICS,
     SERVE,
     TIMED,
     PriceOptions,
@@ -53,6 +54,7 @@ LAUNCHER = {
     NEITHER: ("--without", "journal,index"),
     NO_JOURNAL: ("--without", "journal"),
     NO_INDEX: ("--without", "index"),
+    NO_METRICS: ("--without", "metrics"),
     TIMED: ("--timed",),
     NO_LEDGER: ("--without", "ledger"),
 }
