@@ -159,9 +159,9 @@ def _count_nothing(self: object, value: object) -> None:
 
 def _reply_uncounted(lane: FastLane, body: bytes, form: int, started: float) -> bytes:
     """FastLane.reply without its counts."""
-    return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d%b%b" % (
-        TYPES[form].encode(), len(body), lane._date(), body,
-    )  # fmt: skip
+    lane.now = now = time.monotonic()
+    rest = lane._rest if now < lane._rest_until else lane._end_of_head()
+    return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d%b%b" % (TYPES[form].encode(), len(body), rest, body)
 
 
 async def _watch_nothing(lag: Histogram) -> None:

@@ -232,7 +232,7 @@ def _free_bytes(disk: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., ModelCard]:
     """`make_model(directory, seed=1, **fields)`: an artifact for the cards spec, a small random network with a whole card.
 
