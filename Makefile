@@ -22,7 +22,7 @@ GO_STAMP := gocore/build/.built
 GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
-.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench profile reference docs clean lock audit up down secrets fuzz stacks
+.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench profile reference docs clean lock audit up down secrets fuzz stacks docs-test
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -137,8 +137,12 @@ reference: setup  ## write the generated pages of docs/reference
 	$(BIN)/weir config reference settings --out docs/reference/settings.md
 	$(BIN)/weir config reference metrics --out docs/reference/metrics.md
 
-docs:  ## where to read on
-	@ls docs docs/adr docs/results
+docs: setup  ## build the documentation into site/, without a network; fails on a broken link and on anything from another host
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
+docs-test: setup go  ## run every command of the documentation that can be run (two minutes); make test runs the quick pages
+	DOCS_WHOLE=1 $(BIN)/python -m pytest -q -rP tests/docs
 
 clean:  ## remove what the commands above have made, the virtual environment included
-	rm -rf $(VENV) $(DATA) gocore/build demo-data demo-report.html .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(DATA) gocore/build site demo-data demo-report.html .mypy_cache .ruff_cache .pytest_cache .hypothesis

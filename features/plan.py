@@ -170,7 +170,7 @@ class Plan(msgspec.Struct, frozen=True):
         return tuple(f.name for f in self.features)
 
     def to_bytes(self) -> bytes:
-        """The canonical bytes that other engines read; layout in docs/plan-format.md."""
+        """The canonical bytes that other engines read; layout in docs/reference/plan-format.md."""
         return self.packed
 
 

@@ -2,7 +2,7 @@
 
 A feature's weight is how much the log-odds of fraud fall when it alone takes the value of the card's `reference` vector (the
 median legit transaction). Ablation one at a time shares nothing out: of two features that say the same, each may weigh little
-(docs/models.md). All rows are asked in one call of the model, which costs what as many rows as features cost.
+(docs/guides/models.md). All rows are asked in one call of the model, which costs what as many rows as features cost.
 """
 
 from collections.abc import Callable, Sequence

@@ -5,7 +5,7 @@ the file whole or not at all; `durable_lsn` never runs ahead of an fsync, and af
 (journal_sync.py). With `bytes_max` the segments never take more than that: what nobody needs is trimmed although it was to
 be kept longer, what somebody needs stays, and then nothing is taken. Everything runs on the event loop's thread except fsync.
 Each run writes segments of its own, so a segment has one epoch.
-Cost: append 3.3 µs for one entry of 260 bytes, 0.5 µs per entry at 64. Format: docs/journal.md.
+Cost: append 3.3 µs for one entry of 260 bytes, 0.5 µs per entry at 64. Format: docs/reference/journal.md.
 """
 
 import asyncio

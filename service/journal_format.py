@@ -2,7 +2,7 @@
 
 Everything is little-endian. A segment is a header and then blocks back to back; a block is one micro-batch, its LSNs are
 consecutive, and between blocks they only grow (LSNs of failed batches are never used again, so gaps are normal).
-docs/journal.md draws the layout. A block is checked as a whole: what `BlockReader` returns has passed its checksum.
+docs/reference/journal.md draws the layout. A block is checked as a whole: what `BlockReader` returns has passed its checksum.
 """
 
 import errno

@@ -154,7 +154,7 @@ class DecideSettings(Section, frozen=True):
 
 
 class WatchSettings(Section, frozen=True):
-    """Samples of what is scored, looked at beside scoring (docs/models.md)."""
+    """Samples of what is scored, looked at beside scoring (docs/guides/models.md)."""
 
     share: Probability = 0.01  # of transactions: population stability, and the log of vectors for weir doctor --skew; 0: none
     challenger_share: Probability = 0.1  # of transactions that a challenger scores in the shadow
@@ -169,13 +169,13 @@ class IdempotencySettings(Section, frozen=True):
 
 
 class ShadowSettings(Section, frozen=True):
-    """Reads of the tier below, only to compare (docs/toggles.md)."""
+    """Reads of the tier below, only to compare (docs/guides/toggles.md)."""
 
     share: Annotated[float, Meta(ge=0, le=1)] = 0.001  # of the hits of L1 and of each level; 0 turns it off
 
 
 class InferenceSettings(Section, frozen=True):
-    """Models beside the scorer, under /v2 (docs/inference.md)."""
+    """Models beside the scorer, under /v2 (docs/guides/inference.md)."""
 
     models_dir: Path | None = None  # NAME.onnx or NAME/VERSION/model.onnx; None: the scorer's model alone
     body_bytes_max: Annotated[int, Meta(ge=1024, le=1024 * MIB)] = 64 * MIB  # bytes of one request, decompressed
@@ -186,7 +186,7 @@ class InferenceSettings(Section, frozen=True):
 
 
 class ConsoleSettings(Section, frozen=True):
-    """The page for analysts at /console, and its sessions (docs/console.md)."""
+    """The page for analysts at /console, and its sessions (docs/guides/console.md)."""
 
     enabled: bool = True  # false: no page, no sessions; keys and /v1 stay as they are
     session_hours: Annotated[float, Meta(gt=0, le=720)] = 12.0  # hours after which somebody has to sign in again

@@ -83,7 +83,7 @@ typedef struct {
     int64_t size;
 } weir_tensor;
 
-/* Blocks of the journal (docs/journal.md) to be taken apart into an arena, and memory for what comes out.
+/* Blocks of the journal (docs/reference/journal.md) to be taken apart into an arena, and memory for what comes out.
  *
  * In: blocks_size bytes from the start of a block on; the LSN before that block; entries up to from_lsn are passed over, none
  * above to_lsn is taken. For each kind there are id_bytes bytes of ids, others_max counts groups of 5 words, records may be null.
@@ -170,7 +170,7 @@ typedef struct {
  * where each ends: the outcome's MessagePack after the score, the reply's JSON between score and LSN, and that after the LSN.
  * rows_max is the room for rows in stored_ends and reply_ends.
  *
- * Out: entries as they follow the head of a journal block (docs/journal.md), entries_end bytes; stored, the record of each decision,
+ * Out: entries as they follow the head of a journal block (docs/reference/journal.md), entries_end bytes; stored, the record of each decision,
  * and replies, the JSON of each and then the byte `separator`, with the ends of each. After a failure they hold anything. */
 typedef struct {
     int64_t rows;
@@ -199,7 +199,7 @@ typedef struct {
     int64_t *reply_ends;
 } weir_encode_job;
 
-/* Blocks of the journal (docs/journal.md) as rows of the ledger.
+/* Blocks of the journal (docs/reference/journal.md) as rows of the ledger.
  *
  * In: blocks_size bytes from the start of a block on, the LSN before that block; rows up to from_lsn are in the ledger already; blocks
  * that end above to_lsn are not wanted. rows_max: once there are rows, no block is taken that would make them more.

@@ -1,4 +1,4 @@
-"""/v2: the Open Inference Protocol, with the binary tensor extension, over every served model (docs/inference.md).
+"""/v2: the Open Inference Protocol, with the binary tensor extension, over every served model (docs/guides/inference.md).
 
 Its clients look for an `error` member in a reply that failed, so problems under /v2 have one beside their own members
 (`with_error`). Models are loaded at the start; loading over HTTP is refused.
@@ -20,7 +20,9 @@ from service.infer_codec import HEADER_LENGTH
 from service.inference import Inference, Lane, Reply, configuration, metadata
 
 ROOT: Final = "/v2"
-NOT_HERE: Final = "there is nothing at this path; counts and times of models are in /metrics, docs/inference.md lists the paths"
+NOT_HERE: Final = (
+    "there is nothing at this path; counts and times of models are in /metrics, docs/guides/inference.md lists the paths"
+)
 _EXTENSIONS: Final = ("binary_tensor_data", "model_configuration", "model_repository")
 _ENCODINGS: Final = ("gzip", "deflate", "identity")  # what aiohttp undoes without further packages
 _MODEL: Final = f"{ROOT}/models/{{name}}"

@@ -1,6 +1,6 @@
 """The Handbook's stream: features of the live service equal the engine's bit by bit, and agree with the published ones.
 
-The published data is not part of the repository (docs/handbook.md says where it comes from): tests of it skip without it.
+The published data is not part of the repository (docs/guides/handbook.md names its source): tests of it skip without it.
 """
 
 import os

@@ -26,7 +26,7 @@ OP_CODES: list[Op] = [
 
 
 class Reader:
-    """Reads a plan as docs/plan-format.md says, sharing no code with the writer."""
+    """Reads a plan as docs/reference/plan-format.md says, sharing no code with the writer."""
 
     def __init__(self, packed: bytes) -> None:
         self.packed, self.at = packed, 0

@@ -1,6 +1,6 @@
 // Package advance changes profiles: by an event, by a label, by merging two. Nothing else does.
 //
-// The rules are those of docs/profile-format.md and, to the byte, of features/advance_one.py. One event touches the header
+// The rules are those of docs/reference/profile-format.md and, to the byte, of features/advance_one.py. One event touches the header
 // of each of its profiles, and closed tiles only where a ring moves on or the event is late.
 package advance
 

@@ -8,7 +8,7 @@ import (
 )
 
 // Merge joins two profiles of one entity that saw different events into out, which is all zero. Both were checked
-// (profile.Check). It is commutative and associative: docs/profile-format.md says what is joined how.
+// (profile.Check). It is commutative and associative: docs/reference/profile-format.md says what is joined how.
 func Merge(kind *plan.Kind, left, right, out []int64) {
 	mergeHeader(kind, left, right, out)
 	for i := range kind.Rings {

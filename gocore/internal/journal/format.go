@@ -1,5 +1,5 @@
 // Package journal is the local, append-only log in which a transaction is accepted, or it never happened: the format, the
-// guarantees and the files of the Python service's journal (docs/journal.md), so that either continues what the other wrote.
+// guarantees and the files of the Python service's journal (docs/reference/journal.md), so that either continues what the other wrote.
 //
 // Invariants: an LSN is given out once, ever (each run has its own epoch, LSNs of failed appends are burnt); a block is in the
 // file whole or not at all; the durable LSN never runs ahead of an fsync; after a failed fsync nothing is promised again.

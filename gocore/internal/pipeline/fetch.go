@@ -303,5 +303,5 @@ func (p *Pipeline) begin(ticket *Ticket) {
 	p.ready = append(p.ready, ticket)
 }
 
-// markPartial flags an empty slot: docs/profile-format.md, byte 2, bit 0. The first event keeps the flag.
+// markPartial flags an empty slot: docs/reference/profile-format.md, byte 2, bit 0. The first event keeps the flag.
 func markPartial(slot []byte) { slot[2] |= 1 }

@@ -12,7 +12,7 @@ import (
 	"weir/gocore/internal/plan/plantest"
 )
 
-// writer writes plan bytes as docs/plan-format.md has them: the inverse of Parse, so that a test can say what is wrong in a
+// writer writes plan bytes as docs/reference/plan-format.md has them: the inverse of Parse, so that a test can say what is wrong in a
 // plan by changing a Plan.
 type writer struct{ bytes.Buffer }
 

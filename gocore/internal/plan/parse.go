@@ -28,7 +28,7 @@ const (
 	rawMax    = 1 << 16 // words of the raw input of one event; an arena holds 16 of them
 )
 
-// Parse reads the plan's bytes (docs/plan-format.md) and checks everything that a wrong value could break later.
+// Parse reads the plan's bytes (docs/reference/plan-format.md) and checks everything that a wrong value could break later.
 // All errors wrap ErrPlan and say what was found and what was expected.
 func Parse(data []byte) (p *Plan, err error) {
 	defer func() { // the reader stops at the first fault by a panic of its own; any other one is ours

@@ -1,6 +1,6 @@
 // Package plan holds the compiled spec that every engine reads: offsets, operators, rates.
 //
-// A Plan comes from the bytes that docs/plan-format.md describes and is immutable. Parse checks every offset and place
+// A Plan comes from the bytes that docs/reference/plan-format.md describes and is immutable. Parse checks every offset and place
 // against the sizes that the plan itself states, so code that works on profiles of a parsed plan stays inside them.
 package plan
 

@@ -1,5 +1,5 @@
 // Package profile is the running state of one entity as bytes: what a slab of them is, and what is checked when one comes
-// from elsewhere. The layout is docs/profile-format.md, word numbers come from the plan. Only package advance changes one.
+// from elsewhere. The layout is docs/reference/profile-format.md, word numbers come from the plan. Only package advance changes one.
 //
 // Profiles are little-endian; so is every machine that this package is built for (an arm64 or amd64).
 package profile

@@ -26,7 +26,7 @@ func NewRates(currencies map[string]int64) *Rates {
 	return &Rates{currencies, strings.Join(names, ", ")}
 }
 
-// Columns are the event columns of one checked transaction: docs/plan-format.md. The error is a problem of kind InvalidEvent.
+// Columns are the event columns of one checked transaction: docs/reference/plan-format.md. The error is a problem of kind InvalidEvent.
 func (r *Rates) Columns(t *Transaction, out *[plan.Columns]int64) error {
 	if r.TryColumns(t, out) {
 		return nil

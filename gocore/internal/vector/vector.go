@@ -2,7 +2,7 @@
 //
 // All arithmetic is float64 on exact integers, without fused multiply-add, then one rounding to float32, so that engines
 // agree exactly; only where log, sqrt or trigonometry is involved may they differ by 2 float32 ulp. The formulas are those
-// of docs/plan-format.md. Rows are built a few at a time, feature by feature: the operator is chosen once per feature, and
+// of docs/reference/plan-format.md. Rows are built a few at a time, feature by feature: the operator is chosen once per feature, and
 // the raw rows stay in the nearest cache.
 package vector
 

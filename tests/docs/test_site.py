@@ -1,0 +1,83 @@
+"""The site is built strictly, and loads nothing from other hosts."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+pytest.importorskip("mkdocs", reason="mkdocs is not installed; pip install 'weir[docs]'")
+
+
+@pytest.fixture(scope="module")
+def hooks() -> ModuleType:
+    """docs/site_hooks.py, which is no package's module."""
+    spec = importlib.util.spec_from_file_location("site_hooks", ROOT / "docs" / "site_hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_site_builds_strictly(tmp_path: Path) -> None:
+    """No broken link or anchor, no page outside the navigation, every generated page there, nothing foreign in it."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    site = tmp_path / "site"
+    assert "weir bench http" in (site / "reference" / "cli.html").read_text()
+    assert "/v1/score/stream" in (site / "reference" / "http.html").read_text()
+    assert (site / "adr" / "0000-intended-oddities.html").is_file()
+    assert not (site / "site_hooks.py").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        "<script async src=//cdn.example/x.js>",
+        '<link rel="stylesheet" href="https://fonts.example/css">',
+        '<link rel="preconnect" href="//fonts.example">',
+        '<img alt="a" src="http://example/a.png">',
+        '<iframe src="https://example/">',
+        "body{background:url(https://example/a.png)}",
+        '@import "https://example/a.css";',
+        '<pre class="mermaid">graph</pre>',
+    ],
+)
+def test_foreign_loads_are_found(hooks: ModuleType, text: str) -> None:
+    """Whatever a browser would fetch by itself."""
+    assert hooks.foreign_loads(f"<p>before</p>{text}<p>after</p>")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<a href="https://example/">a link to click</a>',
+        '<script src="assets/bundle.js"></script>',
+        '<link rel="canonical" href="https://example/page.html">',
+        '<img src="../img/a.png">',
+        "a{background:url(data:image/svg+xml,x)}",
+        '<svg xmlns="http://www.w3.org/2000/svg"></svg>',
+    ],
+)
+def test_links_and_own_files_are_fine(hooks: ModuleType, text: str) -> None:
+    """What stays on this host, or waits for a click."""
+    assert hooks.foreign_loads(text) == []
+
+
+def test_routes_are_those_of_the_service(hooks: ModuleType) -> None:
+    """Some that have to be there with their roles, none of the router's refusals, inference both with and without a version."""
+    routes = {(method, path): role for method, path, _, role in hooks.routes()}
+    assert routes["POST", "/v1/score"] == "ingest"
+    assert routes["DELETE", "/v1/entities/{kind}/{id}"] == "analyst"
+    assert routes["GET", "/livez"] is None
+    assert ("POST", "/v2/models/{name}/infer") in routes
+    assert ("POST", "/v2/models/{name}/versions/{version}/infer") in routes
+    assert all(method != "*" for method, _ in routes)
