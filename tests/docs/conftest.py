@@ -12,8 +12,10 @@
 Ports 8080 to 8099 in commands are replaced by free ones, so that pages run beside a service and beside each other.
 """
 
+import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -123,8 +125,10 @@ def run_blocks(page: Page, folder: Path, environment: Mapping[str, str], whole: 
         try:
             code = process.wait(PAGE_DEADLINE_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            code = process.wait()
+            code = -1
+        with contextlib.suppress(ProcessLookupError):  # what the shell could not end, in its process group
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     output = {int(file.stem): file.read_text(errors="replace") for file in out.glob("*.out")}
     at = (out / "at").read_text() if (out / "at").exists() else "0"
     return Ran(code, int(at), output, (out / "errors").read_text(errors="replace"))
