@@ -9,6 +9,7 @@ DEMO_EVENTS := 100000
 DEMO_SEED := 7
 PORT ?= 8080
 KILLS ?= 20
+MINUTES ?= 30
 JOBS ?= 2
 PROFILE ?= docs/results/profile.svg
 MODE ?= http
@@ -22,7 +23,7 @@ GO_STAMP := gocore/build/.built
 GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
-.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench profile reference docs clean lock audit up down secrets fuzz stacks docs-test
+.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench profile reference docs clean lock audit up down secrets fuzz stacks docs-test soak
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -143,6 +144,10 @@ docs: setup  ## build the documentation into site/, without a network; fails on 
 
 docs-test: setup go  ## run every command of the documentation that can be run (two minutes); make test runs the quick pages
 	DOCS_WHOLE=1 $(BIN)/python -m pytest -q -rP tests/docs
+
+soak: setup go  ## load with toggles, outages, kills and swaps for MINUTES (30); fails on an error without a cause, a wrong count, growth
+	@mkdir -p $(DATA)/bench
+	$(BIN)/weir bench soak --minutes $(MINUTES) --json $(DATA)/bench/soak.json --html $(DATA)/bench/soak.html
 
 clean:  ## remove what the commands above have made, the virtual environment included
 	rm -rf $(VENV) $(DATA) gocore/build site demo-data demo-report.html .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,8 +19,9 @@ RIVALS.add("loadgen/stacks/fastapi_card.py")
 # Third-party clients and the modules that may import them.
 CLIENTS = {
     "rocksdict": {"service/tiers/l2.py"},
-    "redis": {"service/tiers/redis.py"},
-    "asyncpg": {"service/tiers/postgres.py", "loadgen/stacks/seed.py", *RIVALS},
+    "hiredis": {"service/tiers/redis.py"},
+    "redis": {"service/tiers/redis.py", "loadgen/soak/holdings.py"},
+    "asyncpg": {"service/tiers/postgres.py", "loadgen/soak/holdings.py", "loadgen/stacks/seed.py", *RIVALS},
     "rbloom": {"service/tiers/bloom.py"},
     "pybloom_live": {"service/tiers/bloom.py"},
     "onnxruntime": {"models/onnx_session.py", *RIVALS},
