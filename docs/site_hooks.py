@@ -6,6 +6,7 @@ out of date. After the build no file of the site may load anything from another 
 
 import ast
 import importlib
+import importlib.util
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ HELP_WIDTH = 100
 ROUTES_MARK = "<!-- routes -->"
 # Written by other parts of the project; left out of the navigation as long as they are not there.
 WHERE_PRESENT = ("reference/settings.md", "reference/metrics.md", "explanation/threat-model.md")
+BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "minLength": "of", "maxLength": "to"}
 # What makes a browser fetch something when a page is opened.
 LOADS = re.compile(
     r"""<(?:script|img|iframe|source|video|audio|embed)\b[^>]*\s(?:src|srcset)=["']?(?:https?:)?//[^"'\s>]+"""
@@ -60,7 +62,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the routes where a page asks for them."""
-    return markdown.replace(ROUTES_MARK, routes_table()) if ROUTES_MARK in markdown else markdown
+    return markdown.replace(ROUTES_MARK, http_calls()) if ROUTES_MARK in markdown else markdown
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -96,6 +98,83 @@ def _commands(command: Any, words: str) -> Iterator[tuple[str, str]]:
     yield words, command.get_help(context)
     for name in sorted(getattr(command, "commands", {})):
         yield from _commands(command.commands[name], f"{words} {name}")
+
+
+def http_calls() -> str:
+    """Every call as markdown: from the OpenAPI document where the service has one, else the routes that it registers."""
+    if importlib.util.find_spec("service.openapi") is None:
+        return routes_table()
+    return openapi_calls(importlib.import_module("service.openapi").document())
+
+
+def openapi_calls(document: dict[str, Any]) -> str:
+    """A section for each tag, in it each call with its role, parameters, body and replies; then the fields of all schemas."""
+    by_tag: dict[str, list[str]] = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            by_tag.setdefault(operation.get("tags", ["other"])[0], []).append(_call(method.upper(), path, operation))
+    parts = [f"### {tag}\n\n" + "\n".join(calls) for tag, calls in by_tag.items()]
+    schemas = document.get("components", {}).get("schemas", {})
+    fields = [_schema(name, schema) for name, schema in sorted(schemas.items()) if schema.get("properties")]
+    return "\n\n".join([*parts, "### Bodies and replies\n\n" + "\n\n".join(fields)])
+
+
+def _call(method: str, path: str, operation: dict[str, Any]) -> str:
+    parts = [f"#### `{method} {path}`\n", operation.get("summary", "")]
+    if operation.get("description"):
+        parts.append(f"\n{operation['description']}")
+    told = [f"role: {operation.get('x-weir-role', 'none')}"]
+    if "requestBody" in operation:
+        content = operation["requestBody"]["content"]
+        told.append("body: " + ", ".join(f"`{kind}` {_type(body.get('schema', {}))}".strip() for kind, body in content.items()))
+    refusals = []
+    for status, reply in operation.get("responses", {}).items():
+        types = sorted({_type(body.get("schema", {})) for body in reply.get("content", {}).values()} - {""})
+        if status.startswith(("4", "5")):
+            refusals.append(status)
+        else:
+            told.append(f"reply: {status} {' or '.join(types)}".strip())
+    if refusals:
+        told.append("refusals: " + ", ".join(refusals))
+    parts.append("\n" + "".join(f"\n- {line}" for line in told))
+    parameters = [
+        f"| `{p['name']}` | {p['in']}{'' if p.get('required') else ', optional'} | {_cell(p.get('description', ''))} |"
+        for p in operation.get("parameters", [])
+    ]
+    if parameters:
+        parts.append("\n" + "\n".join(["| parameter | where | |", "|---|---|---|", *parameters]))
+    return "\n".join(parts) + "\n"
+
+
+def _schema(name: str, schema: dict[str, Any]) -> str:
+    required = schema.get("required", [])
+    rows = [
+        f"| `{field}` | {_type(inner)} | {'required' if field in required else ''} | {_cell(inner.get('description', ''))} |"
+        for field, inner in schema["properties"].items()
+    ]
+    head = f"#### {name}\n\n{schema.get('description', '')}".rstrip()
+    return "\n".join([f"{head}\n", "| field | type | | |", "|---|---|---|---|", *rows])
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A schema in a few words."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in schema:
+        return " / ".join(f"`{value}`" for value in schema["enum"][:8]) + (" ..." if len(schema["enum"]) > 8 else "")
+    several = schema.get("anyOf") or schema.get("oneOf")
+    if several:
+        return " or ".join(dict.fromkeys(filter(None, map(_type, several))))
+    if schema.get("type") == "array":
+        return f"array of {_type(schema.get('items', {})) or 'anything'}"
+    bounds = [f"{word} {schema[key]}" for key, word in BOUNDS.items() if key in schema]
+    kind = schema.get("type", "")
+    return f"{kind if isinstance(kind, str) else ' or '.join(kind)}{' (' + ' '.join(bounds) + ')' if bounds else ''}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def routes_table() -> str:

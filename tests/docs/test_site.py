@@ -72,6 +72,28 @@ def test_links_and_own_files_are_fine(hooks: ModuleType, text: str) -> None:
     assert hooks.foreign_loads(text) == []
 
 
+def test_calls_of_an_openapi_document_are_told(hooks: ModuleType) -> None:
+    """Role, parameters, body, replies, and the fields of what they refer to."""
+    schema = {"type": "object", "description": "A payment.", "required": ["id"],
+              "properties": {"id": {"type": "string", "minLength": 1, "maxLength": 128},
+                             "mcc": {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "null"}]}}}  # fmt: skip
+    reference = {"schema": {"$ref": "#/components/schemas/Payment"}}
+    operation = {
+        "tags": ["scoring"], "summary": "Score one", "x-weir-role": "ingest",
+        "parameters": [{"name": "trace", "in": "query", "description": "a | b"}],
+        "requestBody": {"content": {"application/json": reference}},
+        "responses": {"200": {"content": {"application/json": {"schema": {"type": "array", "items": reference["schema"]}}}},
+                      "422": {"content": {}}},
+    }  # fmt: skip
+    text = hooks.openapi_calls({"paths": {"/v1/x": {"post": operation}}, "components": {"schemas": {"Payment": schema}}})
+    for part in (
+        "### scoring", "#### `POST /v1/x`", "role: ingest", "body: `application/json` [Payment](#payment)",
+        "reply: 200 array of [Payment](#payment)", "refusals: 422", "| `trace` | query, optional | a \\| b |", "#### Payment",
+        "| `id` | string (of 1 to 128) | required |", "| `mcc` | integer (from 0) or null |",
+    ):  # fmt: skip
+        assert part in text
+
+
 def test_routes_are_those_of_the_service(hooks: ModuleType) -> None:
     """Some that have to be there with their roles, none of the router's refusals, inference both with and without a version."""
     routes = {(method, path): role for method, path, _, role in hooks.routes()}
