@@ -28,7 +28,9 @@ def soak(
     seed: Annotated[int, typer.Option(help="Of the stream and of the order of faults.")] = 1,
     cards: Annotated[int, typer.Option(min=10, help="Cards of the stream.")] = 1_000,
     rest: Annotated[float, typer.Option(min=0, help="Seconds between two faults.")] = 4.0,
-    life: Annotated[float, typer.Option(min=3, help="Seconds between two restarts of the service; two at least.")] = 600.0,
+    life: Annotated[
+        float, typer.Option(min=3, help="Seconds between two restarts of the service; longer than the run: none.")
+    ] = 600.0,
     slope_max: Annotated[float, typer.Option(min=0, help="MiB an hour above which resident memory is said to grow.")] = 20.0,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run of half a minute; its slopes mean nothing.")] = False,
     work_dir: Annotated[
@@ -46,7 +48,7 @@ def soak(
             seed=seed,
             cards=min(cards, 100) if quick else cards,
             rest_s=0.2 if quick else rest,
-            life_s=life,
+            life_s=10.0 if quick else life,
             slope_max=slope_max,
             settings=tuple(settings or ()),
         )

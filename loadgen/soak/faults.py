@@ -53,6 +53,10 @@ class Faults:
         self._queue: list[str] = []
 
     @property
+    def stores(self) -> list[Store]:
+        return list(self._stores.values())
+
+    @property
     def book(self) -> Book:
         return self._load.book
 

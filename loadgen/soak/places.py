@@ -11,12 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from loadgen.bench.children import READY_DEADLINE_S, STOP_DEADLINE_S, BenchError, Child, start_weir
+from loadgen.bench.children import READY_DEADLINE_S, STOP_DEADLINE_S, BenchError, start_weir
 
 NOBODY = ("redis.url=unix:///nobody", "postgres.url=postgresql://nobody@127.0.0.1:1/nobody")
 POLL_S = 0.01
@@ -58,6 +58,10 @@ class Store:
         if f"{name}.url" not in settings:
             raise BenchError(f"no {name} was started; see {logs}")
         self.url = settings[f"{name}.url"]
+
+    def pids(self) -> list[int]:
+        """The server's processes, its sleeping owner not among them."""
+        return self._owner.stores.pids()
 
     @property
     def setting(self) -> str:
@@ -150,6 +154,10 @@ class Service:
             files, threads = len(os.listdir(proc / "fd")), len(os.listdir(proc / "task"))
             self.lives[-1].samples.append(Sample(self._clock_s(), pages * PAGE_MIB, files, threads))
 
+    def pids(self) -> list[int]:
+        """The process, if it is ready."""
+        return [self._process.pid] if self._process is not None and self.is_running() else []
+
     def errors_logged(self) -> list[str]:
         """Lines of level error of all lives' logs."""
         found = []
@@ -162,11 +170,31 @@ class Service:
         return self._logs / f"service-{len(self.lives) + 1:03d}.{kind}"
 
 
+class RunDelay:
+    """How long processes were ready to run and got no core, by the kernel's count: their main threads, since the last look.
+
+    A service that does not run cannot keep deadlines, and nothing of it is to blame. Always 0 where the kernel does not count.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}
+        self._at = time.monotonic()
+
+    def share(self, pids: Iterable[int]) -> float:
+        """Of the time since the last call, of the process that waited most."""
+        waited: dict[int, int] = {}
+        for pid in pids:
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                waited[pid] = int(Path(f"/proc/{pid}/schedstat").read_text().split()[1])
+        now = time.monotonic()
+        elapsed_ns = max(now - self._at, 1e-3) * 1e9
+        most = max((ns - self._seen[pid] for pid, ns in waited.items() if pid in self._seen), default=0)
+        self._seen, self._at = waited, now
+        return most / elapsed_ns
+
+
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
         return port
-
-
-__all__ = ["Child", "Life", "Sample", "Service", "Store"]

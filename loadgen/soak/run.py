@@ -22,13 +22,13 @@ from features.spec import load_spec
 from features.transaction import Transaction
 from loadgen.bench.children import BenchError, add_key
 from loadgen.bench.stores import missing_stores
-from loadgen.soak.book import Book
+from loadgen.soak.book import Book, Fault
 from loadgen.soak.check import Recount, Told, check_events, check_ledger, check_profiles
 from loadgen.soak.faults import Faults
 from loadgen.soak.holdings import ledger_rows, postgres_profiles, redis_profiles
 from loadgen.soak.journal_file import JournalFileError
 from loadgen.soak.load import Load
-from loadgen.soak.places import Life, Service, Store
+from loadgen.soak.places import Life, RunDelay, Service, Store
 from loadgen.soak.result import Check, Done, Latency, Memory, SoakOptions, SoakResult
 from loadgen.soak.slope import fit, pooled
 from models.generator import EVENTS_MIN, generate
@@ -46,6 +46,10 @@ REPEAT_ROWS = 250
 LEFT_OUT_S, LEFT_OUT_SHARE = 120.0, 0.5  # of a life: the smaller of both; caches fill
 SPAN_S_MIN = 90.0  # of the samples that are left; of less nothing is said
 ENTITIES_MAX = 5_000  # whose counts are compared over HTTP: cards and merchants first, then others by chance
+STARVED = "no core to run on"
+STARVED_SHARE = 0.25  # of a second that the service or a store waited for a core
+STARVED_AFTER_S = 5.0  # a deadline of 2 s, a probe each second, and what was missed
+STARVED_EXPLAINS = ("degraded redis", "degraded postgres", "degraded l2", "not settled", "held back", "deadline")
 AT_ONCE = 8  # requests of the comparison
 ROWS_AT_ONCE = 256  # rows made into objects between two turns of the loop: 2 ms
 MAY_NOT = ("mismatch", "lost", "ahead")  # results of shadow reads
@@ -109,9 +113,9 @@ async def _run(
     """Load and faults side by side, then the checks that need the service; it is stopped at the end."""
     book = load.book
     seconds = options.minutes * 60
-    n_restarts = max(2, round(seconds / options.life_s))
+    n_restarts = round(seconds / options.life_s)
     restarts = [seconds * (number + 1) / (n_restarts + 1) for number in range(n_restarts)]
-    watching = asyncio.create_task(_watch(service, book, say))
+    watching = asyncio.create_task(_watch(service, faults.stores, book, say))
     loading = asyncio.create_task(load.run())
     try:
         faulting = asyncio.create_task(faults.run(seconds, options.rest_s, restarts))
@@ -136,10 +140,18 @@ async def _run(
         await asyncio.gather(watching, loading, faulting, return_exceptions=True)
 
 
-async def _watch(service: Service, book: Book, say: Callable[[str], None]) -> None:
-    said = 0.0
+async def _watch(service: Service, stores: Sequence[Store], book: Book, say: Callable[[str], None]) -> None:
+    said, delay = 0.0, RunDelay()
+    starved: Fault | None = None
     while True:
         service.sample()
+        share = delay.share([*service.pids(), *(pid for store in stores for pid in store.pids())])
+        if share > STARVED_SHARE:
+            if starved is None or book.clock_s() > starved.ended_s:
+                starved = book.begin(STARVED, STARVED_EXPLAINS)
+                starved.began_s -= SAMPLE_S
+            starved.ended_s = book.clock_s() + STARVED_AFTER_S
+            starved.note = f"waited for a core for {share:.0%} of a second"
         if book.clock_s() - said > SAY_S:
             said = book.clock_s()
             samples = service.lives[-1].samples

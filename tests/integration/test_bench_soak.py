@@ -29,7 +29,7 @@ def test_soak_explains_every_error_and_counts_exactly(tmp_path: Path) -> None:
     assert n["profiles in redis"] == n["profiles in postgres"] > 50
     assert n["counts of entities against a recount"] > 50
     assert {"restart by SIGKILL", "restart by SIGTERM"} <= {fault["name"] for fault in result["faults"]}
-    assert [m["life"]["ending"] for m in result["memory"]] == ["SIGKILL", "SIGTERM", "SIGTERM"]
+    assert [m["life"]["ending"] for m in result["memory"]] == ["SIGKILL", "SIGTERM", "SIGKILL", "SIGTERM"]
     assert result["verdict"] == "too short"
     assert "<script src=" not in page.read_text()
     assert "without a cause" in done.stdout
