@@ -182,7 +182,10 @@ class Engine(msgspec.Struct):
             await self.models.set_challenger(body.model, note)
 
     async def entity(self, kind: str, entity: str) -> dict[str, Any]:
-        """An entity's windows as of its last event, and the LSN that each tier holds. Raises NotFound."""
+        """An entity's windows as of its last event, and the LSN that each tier holds.
+
+        Raises NotFound, or TierUnavailable where nobody has it who could be asked, and somebody could not.
+        """
         plan = next(k for k in self.plan.kinds if k.name == kind)
         key = entity_key(kind, entity)
         held = {"l1": self.l1.peek(plan.number, entity), "write_behind": self.write_behind.waiting(key)}
@@ -196,6 +199,8 @@ class Engine(msgspec.Struct):
             except TierUnavailable:
                 unavailable.append(level.name)
         newest = max((p for p in held.values() if p is not None), key=lsn_of, default=None)
+        if newest is None and unavailable:
+            raise TierUnavailable(unavailable[0], f"it could not be asked for this {kind}, and no other tier has it; ask again")
         if newest is None or is_tombstone(newest):
             raise NotFound(f"this {kind} is not known", "id")
         return {

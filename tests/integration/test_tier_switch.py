@@ -11,7 +11,7 @@ import pytest
 from features.transaction import Transaction
 from models.scorers import NAMES, missing_scorer
 from service.decide import Decision
-from service.errors import NotFound, StartError
+from service.errors import NotFound, StartError, TierUnavailable
 from service.levels import OFF, ON
 from service.shadow import WRONG
 
@@ -157,6 +157,28 @@ async def test_level_off_longer_than_the_journal_is_refilled(
     keys = [key async for chunk in l2.tier.keys_chunks() for key in chunk]
     assert await redis.tier.fill(keys) == await l2.tier.fill(keys)
     assert len(keys) > len(before)
+
+
+async def test_entity_that_could_not_be_asked_for_is_not_called_unknown(
+    start: "Start", stream: list[Transaction], postgres_url: str
+) -> None:
+    """Only Postgres has it, and Postgres is away: a 503 that says so, not the 404 of an entity that nobody has seen."""
+    running = await start("l1.bytes_max=65536", "l2.enabled=false", f"postgres.url={postgres_url}")
+    await running.send(stream[:200], batch=20)
+    await all_below_l1_have(running, "postgres")
+    await running.engine.switch_tier("l1", False, "empty", WHO)
+    card = stream[0].card_id
+    assert (await running.engine.entity("card", card))["unavailable"] == []
+    running.level("postgres").fail(TierUnavailable("postgres", "a test"))
+    with pytest.raises(TierUnavailable, match="postgres"):
+        await running.engine.entity("card", card)
+
+
+async def all_below_l1_have(running: "Running", name: str) -> None:
+    """Wait until a level lacks nothing."""
+    async with asyncio.timeout(15):
+        while running.engine.write_behind.lags()[name] or running.engine.pipeline.touched:  # noqa: ASYNC110  # no event tells
+            await asyncio.sleep(0.01)
 
 
 async def test_tier_that_does_not_exist_is_refused(start: "Start") -> None:
