@@ -9,69 +9,19 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
 import uvicorn
 from fastapi import FastAPI
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from features.plan import compile_plan
 from features.spec import load_spec
-from features.transaction import AMOUNT_MAX, ID_LENGTH_MAX, TS_MAX, TS_SECONDS_MAX
+from loadgen.bench.pydantic_models import Decision, Tx
 from models.card import ARTIFACTS, MODEL_FILE
 from models.onnx_scorer import OnnxScorer
 
 BACKLOG = 2_048  # connections; uvicorn's own default
-
-
-def _printable(text: str) -> str:
-    if not text.isprintable():
-        raise ValueError("holds characters that cannot be printed")
-    return text
-
-
-Id = Annotated[str, Field(min_length=1, max_length=ID_LENGTH_MAX), AfterValidator(_printable)]
-
-
-class Tx(BaseModel):
-    """A payment event, with the limits of features/transaction.py."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    event_id: Id
-    ts: Annotated[int, Field(ge=TS_SECONDS_MAX, le=TS_MAX)]
-    amount: Annotated[int, Field(ge=0, le=AMOUNT_MAX)]
-    currency: Annotated[str, Field(pattern="^[A-Z]{3}$")]
-    card_id: Id
-    merchant_id: Id
-    device_id: Id | None = None
-    ip: Id | None = None
-    country: Annotated[str, Field(pattern="^[A-Z]{2}$")] | None = None
-    mcc: Annotated[int, Field(ge=0, le=9999)] | None = None
-    channel: Literal["ecom", "pos", "atm", "moto", "other"] | None = None
-    lat: Annotated[float, Field(ge=-90, le=90)] | None = None
-    lon: Annotated[float, Field(ge=-180, le=180)] | None = None
-
-    @model_validator(mode="after")
-    def _together(self) -> "Tx":
-        if (self.lat is None) != (self.lon is None):
-            raise ValueError("lat and lon must be given together")
-        return self
-
-
-class Decision(BaseModel):
-    """The reply, with the fields of Weir's."""
-
-    event_id: str
-    score: float
-    outcome: str
-    model: str
-    scorer: str
-    lsn: int
-    replayed: bool
-    degraded: list[str]
 
 
 _plan = compile_plan(load_spec("cards"))
