@@ -29,6 +29,12 @@ def open_session(model: Path | bytes, shown: str = "") -> onnxruntime.InferenceS
         raise ModelError(f"{name}: is not a model that onnxruntime {onnxruntime.__version__} reads: {error}") from None
 
 
+def available_providers() -> list[str]:
+    """The execution providers that this build of onnxruntime has, the preferred one first. Weir asks for the CPU's only."""
+    found: list[str] = onnxruntime.get_available_providers()
+    return found
+
+
 def new_run_options() -> onnxruntime.RunOptions:
     """Of one run; `terminate = True`, set from any thread, ends it at the next node."""
     options = onnxruntime.RunOptions()

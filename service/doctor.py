@@ -19,6 +19,7 @@ from gocore.binding import ABI_VERSION, load_core
 from gocore.build import c_compiler, find_go
 from gocore.errors import GoCoreError
 from gocore.locate import LIBRARY
+from models.onnx_session import available_providers
 from service.auth import KEY_FILE
 from service.data_dir import doubt_about
 from service.settings import MIB, Settings
@@ -56,6 +57,7 @@ def run_checks(settings: Settings) -> Iterator[Check]:
         needed = extra == "embedded" and settings.embedded
         for package in packages:
             yield _package(package, "bad" if needed else "absent", f"pip install 'weir[{extra}]'")
+    yield Check("execution providers", "ok", f"{', '.join(available_providers())}; models run on CPUExecutionProvider")
     yield _go()
     yield _c_compiler()
     yield _go_core(settings.scorer)

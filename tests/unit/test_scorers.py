@@ -120,3 +120,10 @@ def test_build_without_go_exits_with_its_own_code(monkeypatch: pytest.MonkeyPatc
         assert build.c_compiler() is None
     assert build.main() == build.NOT_POSSIBLE
     assert "no C compiler" in capsys.readouterr().err
+
+
+def test_doctor_lists_the_execution_providers() -> None:
+    """Those that this onnxruntime has, and which one models run on."""
+    (check,) = [check for check in run_checks(load_settings()) if check.name == "execution providers"]
+    assert check.state == "ok"
+    assert "CPUExecutionProvider; models run on CPUExecutionProvider" in check.detail
