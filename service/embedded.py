@@ -56,7 +56,7 @@ VALKEY_OPTIONS = {
 POSTGRES_OPTIONS = {
     "listen_addresses": "",
     "shared_buffers": "64MB",
-    "max_connections": "40",
+    "max_connections": "100",  # its own default: programs beside the service, such as the rival stacks, have a pool each
     "wal_level": "minimal",  # nothing replicates from here
     "max_wal_senders": "0",
     "jit": "off",  # 20 ms of compilation for queries of 0.2 ms
