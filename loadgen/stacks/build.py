@@ -142,7 +142,7 @@ def installed_bytes(stack: Stack, data: Path = DATA) -> int:
     Python itself, libc and other libraries of the system are not counted.
     """
     packages = [need.partition(":")[2] for need in stack.needs if need.startswith("python:")]
-    total = _packages_bytes(packages, python_of(stack, data)) if packages else 0
+    total = packages_bytes(packages, python_of(stack, data)) if packages else 0
     if stack.build:
         program = Path(filled(stack, stack.run, data)[0])
         total += program.stat().st_size if program.is_file() else 0
@@ -185,7 +185,7 @@ def _link_onnxruntime(folder: Path) -> None:
         link.symlink_to(onnxruntime_library())
 
 
-def _packages_bytes(names: Iterable[str], python: str) -> int:
+def packages_bytes(names: Iterable[str], python: str) -> int:
     """Bytes of the files of these distributions and of all that they require, in the environment of `python`."""
     folders = None
     if python != sys.executable:
