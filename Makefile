@@ -125,6 +125,9 @@ bench: setup go  ## the benchmarks at full size (about an hour); JSON and pages 
 	$(BIN)/weir bench stream --rate 70000 --json $(DATA)/bench/stream-paced.json --html $(DATA)/bench/stream-paced.html
 	$(BIN)/weir bench overload --json $(DATA)/bench/overload.json --html $(DATA)/bench/overload.html
 	$(BIN)/weir bench entities --json $(DATA)/bench/entities.json --html $(DATA)/bench/entities.html
+	$(BIN)/weir bench stacks --json $(DATA)/bench/stacks.json --html $(DATA)/bench/stacks.html --markdown $(DATA)/bench/stacks.md
+	$(BIN)/weir bench claims --stacks-json $(DATA)/bench/stacks.json --json $(DATA)/bench/claims.json \
+		--html $(DATA)/bench/claims.html --markdown $(DATA)/bench/claims.md
 	$(BIN)/weir bench memory --json $(DATA)/bench/memory.json
 
 stacks: setup go  ## install and build the rival stacks (PyTorch and crates: 10 minutes, 7 GB in data/stacks), then check that all agree
