@@ -1,6 +1,7 @@
 """What the bench commands share: options that are lists, errors as one line, tables on the terminal, results in files."""
 
 import contextlib
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,11 @@ def one_line_errors(name: str) -> Iterator[None]:
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+
+
+def end_by_signal() -> None:
+    """SIGTERM takes everything down as Ctrl-C does: servers that were started are stopped, not left behind."""
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:

@@ -1,7 +1,10 @@
 """`weir bench stacks` at its small size: a rival and Weir over real stores, every answer checked, all files written."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -9,6 +12,7 @@ import pytest
 
 from loadgen.bench.stacks.arms import missing_here
 from loadgen.bench.stacks.result import StacksResult
+from loadgen.bench.stores import descendants, is_running
 
 pytestmark = pytest.mark.bench
 
@@ -43,3 +47,24 @@ def test_smoke_run_of_a_rival_and_weir(tmp_path: Path) -> None:
     assert {sweep.arm for sweep in result.sweeps} == set(STACKS[:2])
     assert "fastapi-torch" in (tmp_path / "out.markdown").read_text(encoding="utf-8")
     assert "Rate sweep" in (tmp_path / "out.html").read_text(encoding="utf-8")
+
+
+def test_sigterm_leaves_no_process_behind(tmp_path: Path) -> None:
+    """Stopped in the middle, with a rival and its database up: all of them end."""
+    if (reason := missing_here("fastapi-onnx", tmp_path)) is not None:
+        pytest.skip(reason)
+    argv = [sys.executable, "-m", "service", "bench", "stacks", "--quick", "--stacks", "fastapi-onnx", "--seconds", "0.4"]
+    process = subprocess.Popen([*argv, "--rounds", "50", "--data-dir", str(tmp_path)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "round 1" in line:
+            break
+    children = list(descendants(process.pid))
+    assert len(children) > 3
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    deadline = time.monotonic() + 20
+    while any(map(is_running, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert [pid for pid in children if is_running(pid)] == []

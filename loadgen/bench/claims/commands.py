@@ -21,7 +21,7 @@ from loadgen.bench.stacks.commands import MarkdownOut
 from loadgen.bench.stacks.result import StacksOptions, StacksResult
 from loadgen.bench.stacks.run import count_steps as count_stack_steps
 from loadgen.bench.stacks.run import run_stacks
-from loadgen.bench.terminal import PIPE_WIDTH, HtmlOut, JsonOut, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import PIPE_WIDTH, HtmlOut, JsonOut, end_by_signal, one_line_errors, print_table, say, write
 from loadgen.stacks.manifest import DATA
 
 STYLES = {"holds": "green", "holds partly": "yellow", "does not hold": "red", "cannot be tested here": "dim"}
@@ -68,6 +68,7 @@ def claims(
         )
         data_dir.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["weir", "bench", *sys.argv[sys.argv.index("claims") :]] if "claims" in sys.argv else ["weir"])
+        end_by_signal()
         stacks = read_stacks(stacks_json) if stacks_json is not None else _measure_stacks(rounds, quick, data_dir, command)
         with steps(count_steps(options)) as step:
             result = uvloop.run(run_claims(options, stacks, data_dir, command, step, say))

@@ -18,7 +18,7 @@ from loadgen.bench.load.run import Watched, run_load
 from loadgen.bench.load.scenarios import check_wrk, run_ceiling, search_rate
 from loadgen.bench.outputs import check_outputs
 from loadgen.bench.processes import tree
-from loadgen.bench.terminal import HtmlOut, JsonOut, one_line_errors, print_table, write
+from loadgen.bench.terminal import HtmlOut, JsonOut, end_by_signal, one_line_errors, print_table, write
 from loadgen.bench.wrk import missing_wrk
 from loadgen.sender import SendError, Target
 from models.machine import machine
@@ -104,6 +104,7 @@ def load(
             target = Target.parse(url, key)
         except SendError as error:
             raise BenchError(str(error)) from None
+        end_by_signal()
         result = uvloop.run(_measure(options, target, ceiling, wrk, server_pid, 3 if quick else SEARCH_STEPS))
         _print(result)
         write(result, json_out, html_out, load_page(result))

@@ -15,7 +15,7 @@ from loadgen.bench.stacks.arms import parse_stacks
 from loadgen.bench.stacks.page import stacks_markdown, stacks_page, tables
 from loadgen.bench.stacks.result import StacksOptions, StacksResult
 from loadgen.bench.stacks.run import count_steps, run_stacks
-from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import HtmlOut, JsonOut, end_by_signal, numbers, one_line_errors, print_table, say, write
 from loadgen.stacks.manifest import DATA
 
 SHARE_MAX = 3.0  # of the closed-loop rate; beyond it nothing but the deadline is measured
@@ -76,6 +76,7 @@ def stacks(
         )
         data_dir.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["weir", "bench", *sys.argv[sys.argv.index("stacks") :]] if "stacks" in sys.argv else ["weir"])
+        end_by_signal()
         with steps(count_steps(options, options.stacks)) as step:
             result = uvloop.run(run_stacks(options, data_dir, command, work_dir, step, say))
         print_result(result)
