@@ -70,6 +70,9 @@ def load(
     p99_ms: Annotated[float, typer.Option(min=0.01, help='The bound of scenario "server", and of the knee of a sweep.')] = 10.0,
     ceiling: Annotated[bool, typer.Option("--ceiling/--no-ceiling", help="Measure the generator's own limit, too.")] = True,
     wrk: Annotated[bool, typer.Option("--wrk", help="Compare with wrk (closed loop).")] = False,
+    realtime: Annotated[
+        bool, typer.Option("--realtime/--no-realtime", help="An open loop's workers go before all others, where permitted.")
+    ] = True,
     server_pid: Annotated[
         int | None, typer.Option(min=1, help="The server's process: its CPU and memory are reported.")
     ] = None,
@@ -105,7 +108,7 @@ def load(
         except SendError as error:
             raise BenchError(str(error)) from None
         end_by_signal()
-        result = uvloop.run(_measure(options, target, ceiling, wrk, server_pid, 3 if quick else SEARCH_STEPS))
+        result = uvloop.run(_measure(options, target, ceiling, wrk, server_pid, 3 if quick else SEARCH_STEPS, realtime))
         _print(result)
         write(result, json_out, html_out, load_page(result))
     if any(run.void or (run.failures and name != "server") for run in result.runs):
@@ -113,7 +116,7 @@ def load(
 
 
 async def _measure(
-    options: LoadOptions, target: Target, ceiling: bool, wrk: bool, server_pid: int | None, search_steps: int
+    options: LoadOptions, target: Target, ceiling: bool, wrk: bool, server_pid: int | None, search_steps: int, realtime: bool
 ) -> LoadResult:
     job = LoadJob(
         host=target.host,
@@ -132,6 +135,7 @@ async def _measure(
         merchants=options.merchants,
         zipf=options.zipf,
         workers=min(options.workers, options.connections),
+        realtime=realtime,
     )
     watched = None if server_pid is None else Watched(lambda: tree(server_pid))
     n_runs = search_steps + 1 if options.scenario == "server" else max(1, len(options.rates))
@@ -205,6 +209,8 @@ def _caveats(options: LoadOptions, runs: list[Run], alone: Run | None) -> list[s
         )
     if any(run.offered_per_s is not None for run in runs):
         found.append("Of the open loop, latency counts from the time that a request was due, whoever made it wait.")
+    if any(run.realtime for run in runs):
+        found.append("Workers of the open loop had real-time priority: what else runs on their cores waits while they work.")
     if any(run.client_cpu_share >= BUSY_SHARE for run in runs):
         found.append("In some runs a worker used over 90 % of a core: the server may have had more to give (--workers).")
     top = max(run.requests_per_s for run in runs)

@@ -18,6 +18,7 @@ class LoadJob(msgspec.Struct, frozen=True):
     A run begins with `warm_s` that count for nothing. Every failure counts as a latency of `deadline_s`. Event numbers
     begin at `first`. `folder` holds the bodies of images and what must come back, `expected` (.npy, float32 (DRAWS,))
     the scores of the drawn pairs by a stateless server. Worker `worker` sends every `workers`-th request of the schedule.
+    `realtime`: an open loop's worker goes before all others on its core, where that is permitted.
     """
 
     host: str
@@ -43,6 +44,7 @@ class LoadJob(msgspec.Struct, frozen=True):
     workers: int = 1
     worker: int = 0
     core: int | None = None
+    realtime: bool = True
 
 
 class Second(msgspec.Struct):
@@ -71,3 +73,4 @@ class Outcome(msgspec.Struct):
     cpu_s: float
     errors: list[ErrorCount]
     seconds: list[Second]
+    realtime: bool = False

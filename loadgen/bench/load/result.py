@@ -43,6 +43,7 @@ class Run(msgspec.Struct):
     """One run. µs and requests per second; failures are in the latencies with the deadline. `percentiles` by "99.9".
 
     `offered_per_s`: of the open loop. `waited`: requests that found no free connection. `void`: why the run does not count.
+    `realtime`: workers went before all others on their cores.
     """
 
     scenario: Scenario
@@ -65,7 +66,7 @@ class Run(msgspec.Struct):
     errors: list[ErrorCount]
     timeline: list[Interval]
     server: ServerUse | None = None
-    note: str = ""
+    realtime: bool = False
 
     @property
     def p99_ms(self) -> float:
@@ -164,6 +165,7 @@ def make_run(scenario: Scenario, job: LoadJob, outcomes: Sequence[Outcome]) -> R
         void=void_reason(lag, latency),
         errors=_errors(outcomes),
         timeline=_timeline(outcomes),
+        realtime=all(outcome.realtime for outcome in outcomes),
     )
 
 

@@ -317,7 +317,7 @@ def _closing(_: SendError) -> None:
     """Our own close is no loss."""
 
 
-async def _main(job: LoadJob) -> None:
+async def _main(job: LoadJob, *, is_realtime: bool) -> None:
     load = Load(job)
     try:
         await load.connect()
@@ -338,7 +338,9 @@ async def _main(job: LoadJob) -> None:
     for at in (job.warm_s, job.warm_s + job.seconds):
         loop.call_later(max(0.0, started + at - _clock()), lambda: cpu.append(time.process_time()))
     await load.run(started)
-    sys.stdout.write(msgspec.json.encode(load.outcome(cpu[-1] - cpu[0])).decode() + "\n")
+    outcome = load.outcome(cpu[-1] - cpu[0])
+    outcome.realtime = is_realtime
+    sys.stdout.write(msgspec.json.encode(outcome).decode() + "\n")
     sys.stdout.flush()
 
 
@@ -347,7 +349,16 @@ def main() -> None:
     job = msgspec.json.decode(sys.stdin.readline(), type=LoadJob)
     if job.core is not None:
         os.sched_setaffinity(0, {job.core})
-    uvloop.run(_main(job))
+    uvloop.run(_main(job, is_realtime=job.realtime and job.rate is not None and _go_first()))
+
+
+def _go_first() -> bool:
+    """Real-time priority: a schedule is kept whoever else wants the core. False where that is not permitted."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
