@@ -42,8 +42,11 @@ may be nothing. A key that does not exist, a value of the wrong type or out of b
 refused at the start, with key, value, what is allowed and where it came from. Of the environment, unknown names without two
 underscores are ignored: an orchestrator may have set them.
 
-    weir config check --config weir.toml     # everything that is wrong, one line each; exit code 2 if anything is
-    weir config show --config weir.toml      # every value with its origin; passwords masked; --json
+```sh
+echo 'l1.bytes_max = 1_000_000' > weir.toml
+weir config check --config weir.toml     # everything that is wrong, one line each; exit code 2 if anything is
+weir config show --config weir.toml      # every value with its origin; passwords masked; --json
+```
 
 Tiers, scorer and models that were changed while the service ran (`PUT /v1/tiers/{name}` and the like) outlive a restart and
 then count instead of the settings. `weir-go` has a subset of these: `weir-go --help`.

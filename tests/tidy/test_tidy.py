@@ -14,7 +14,7 @@ FUNCTION_LINES_MAX = 70
 FILE_KIB_MAX = 512
 
 RIVALS = {path.relative_to(ROOT).as_posix() for path in (ROOT / "loadgen" / "stacks").glob("fastapi*/*.py")}
-RIVALS.add("loadgen/stacks/fastapi_card.py")
+RIVALS |= {"loadgen/stacks/fastapi_card.py", "loadgen/stacks/fastapi_image.py"}
 
 # Third-party clients and the modules that may import them.
 CLIENTS = {
