@@ -5,6 +5,8 @@ data directory → embedded servers → stores → journal → engine → HTTP (
 
 import asyncio
 import gc
+import importlib
+import importlib.metadata
 import random
 import signal
 import sys
@@ -36,6 +38,7 @@ from service.dry_run import DryRun
 from service.embedded import EmbeddedServers
 from service.engine import Engine
 from service.erasure import Erasures
+from service.errors import StartError
 from service.fastlane import FastLane
 from service.fetch import Fetcher
 from service.gauges import watch_engine, watch_settings
@@ -62,7 +65,7 @@ from service.recovery_progress import RecoveryProgress
 from service.row_codec_go import open_codec
 from service.score_calls import ScoreCalls
 from service.scorer_switch import ScorerSwitch, with_last_scorer
-from service.settings import DAY_MS, Settings
+from service.settings import DAY_MS, OtelSettings, Settings
 from service.shadow import Shadow
 from service.sizes import Sizes
 from service.stores import Stores, check_against_journal, mark_behind, open_stores
@@ -70,6 +73,7 @@ from service.tier_switch import TierSwitch, read_enabled
 from service.tiers.bloom import MaybeSet, RotatingMaybeSet
 from service.tiers.l1 import L1
 from service.touched import Touched
+from service.tracing import Tracing
 from service.write_behind import WriteBehind
 
 log = structlog.get_logger(__name__)
@@ -163,7 +167,8 @@ async def _open_port(
     watch_settings(metrics, settings)
     lag = asyncio.create_task(watch_loop(metrics.loop_lag[()]))
     stack.push_async_callback(_cancel, [lag])
-    app = build_web_app(engine, keys, metrics, settings)
+    tracing = await open_tracing(settings.otel, metrics, stack)
+    app = build_web_app(engine, keys, metrics, settings, tracing)
     raise_open_files(settings.server.connections_max)
     connections = Connections(settings.server, metrics)
     runner = HttpRunner(
@@ -178,12 +183,24 @@ async def _open_port(
         await listeners.start(server)
         return runner, None
     calls = ScoreCalls(engine, metrics, settings.server)
-    lane = FastLane(calls, keys, metrics, settings.server, engine.check_started, server, connections)
+    lane = FastLane(calls, keys, metrics, settings.server, engine.check_started, server, connections, tracing)
     metrics.watch("connections", lambda: {"fast": len(lane.connections), "aiohttp": len(server.connections)})
     lane.start()
     stack.push_async_callback(_stop_http, listeners, runner, lane)
     await listeners.start(lane)
     return runner, lane
+
+
+async def open_tracing(settings: OtelSettings, metrics: Metrics, stack: AsyncExitStack) -> Tracing | None:
+    """None where no endpoint is set. Raises StartError without the extra."""
+    if settings.endpoint is None:
+        return None
+    try:
+        exporter = importlib.import_module("service.otel").OtelExporter(settings, importlib.metadata.version("weir"))
+    except ModuleNotFoundError as error:
+        raise StartError(f"otel.endpoint is set, and {error.name} is not installed: pip install 'weir[otel]'") from None
+    stack.push_async_callback(asyncio.to_thread, exporter.close)
+    return Tracing(exporter, settings.share, settings.traces_per_s_max, metrics.traces)
 
 
 async def _stop_http(listeners: Listeners, runner: HttpRunner, lane: FastLane | None) -> None:

@@ -28,6 +28,7 @@ import msgspec
 import structlog
 from msgspec import Meta
 
+from service.correlation import loggable
 from service.durable_file import replace_file
 from service.errors import Forbidden, KeyFileError, Unauthorized, WeirError
 from service.pace import Allowance, Pace
@@ -275,12 +276,15 @@ def _digest_of(header: str) -> str:
     return hashlib.sha256(header.partition(" ")[2].strip().encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def log_refusal(error: WeirError, keys: KeyRing, header: str | None, call: str, remote: object) -> None:
+def log_refusal(
+    error: WeirError, keys: KeyRing, header: str | None, call: str, remote: object, request_id: str | None = None
+) -> None:
     """A line for a call that was refused for its key: the key's name, if it has one, and never the key."""
     if isinstance(error, Unauthorized | Forbidden):
         _log.warning(
-            "call refused", call=call, status=error.status, reason=error.detail, key=keys.name_of(header), remote=remote
-        )
+            "call refused", call=call, status=error.status, reason=error.detail, key=keys.name_of(header), remote=remote,
+            **({"request_id": loggable(request_id)} if request_id else {}),
+        )  # fmt: skip
 
 
 def _wall_ms() -> int:

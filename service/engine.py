@@ -38,6 +38,7 @@ from service.ticket import REPLIES, Answer, resolve
 from service.tier_switch import TierSwitch
 from service.tiers.bloom import MaybeSet
 from service.tiers.l1 import L1
+from service.tracing import current
 from service.write_behind import WriteBehind
 
 PARTS_AHEAD = 2  # of a long request that are under way at once: one is decoded while the other is scored
@@ -97,11 +98,14 @@ class Engine(msgspec.Struct):
         """Score the rows of one request in order, errors in place; a batch is decoded while the one before it is scored."""
         parts: deque[asyncio.Future[Sequence[Answer]]] = deque()
         answers: list[Answer] = []
-        ticket, step, loop = None, self.pipeline.batch_max, asyncio.get_running_loop()
+        ticket, step, loop, trace = None, self.pipeline.batch_max, asyncio.get_running_loop(), current()
         for start in range(0, len(bodies), step):
             future: asyncio.Future[Sequence[Answer]] = loop.create_future()
             deliver = functools.partial(resolve, future)
-            ticket = self.pipeline.submit(bodies[start : start + step], form, deliver, wanted=wanted, after=ticket)
+            before, part = ticket, bodies[start : start + step]
+            ticket = self.pipeline.submit(part, form, deliver, wanted=wanted, after=before)
+            if trace is not None and ticket is not before:
+                trace.note(ticket)
             parts.append(future)
             if len(parts) == PARTS_AHEAD:
                 answers += await parts.popleft()

@@ -338,7 +338,7 @@ class KeyFileError(StartError):
 
 
 class Problem(msgspec.Struct, omit_defaults=True):
-    """RFC 9457 problem details, the offending field and, for unexpected errors, the id under which it was logged."""
+    """RFC 9457 problem details, the offending field and the request's id: the client's, or that under which it was logged."""
 
     type: str
     title: str
@@ -353,9 +353,11 @@ def as_problem(error: WeirError) -> Problem:
     return Problem(PROBLEM_TYPE + error.code, error.title, error.status, error.detail or error.title, error.field)
 
 
-def problem(error: WeirError) -> bytes:
-    """The body of an application/problem+json reply for `error`."""
-    return _encode(as_problem(error))
+def problem(error: WeirError, request_id: str | None = None) -> bytes:
+    """The body of an application/problem+json reply for `error`, with the request's id if it has one."""
+    found = as_problem(error)
+    found.request_id = request_id
+    return _encode(found)
 
 
 _encode = msgspec.json.Encoder().encode

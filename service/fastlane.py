@@ -25,11 +25,13 @@ from aiohttp.http import SERVER_SOFTWARE
 from service.auth import KeyRing, Role, log_refusal, require
 from service.codec import JSON, MSGPACK, encode_decision, form_of
 from service.connections import Connections
+from service.correlation import REQUEST_ID, TRACEPARENT, TRACESTATE, clean_request_id
 from service.errors import PROBLEM_CONTENT_TYPE, RequestTimeout, WeirError, problem
 from service.metrics import Metrics
 from service.score_calls import TYPES, ScoreCalls
 from service.settings import ServerSettings
 from service.ticket import Answer
+from service.tracing import Trace, Tracing
 
 HEAD_BYTES_MAX: Final = 4_096  # a longer head is not plain; aiohttp's own limits lie above
 HEADS_MAX: Final = 4_096  # plain heads that are remembered
@@ -56,18 +58,27 @@ _NOT_PLAIN: Final = frozenset(
     {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"proxy-connection", b"te", b"trailer", b"cookie"}
 )
 FIELDS_MAX: Final = 64  # of a plain head
+# Lines that differ from request to request, and say nothing of how it is read.
+_CORRELATION: Final = re.compile(
+    rb"\r\n(x-request-id|traceparent|tracestate): ?([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)(?=\r\n)", re.IGNORECASE
+)
 _LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,8}")
 
 log = structlog.get_logger("weir.http")
 
 
 class _Head(msgspec.Struct, frozen=True, gc=False):
-    """A plain head: its bytes, the bytes of the whole request, the form of the body, the Authorization header."""
+    """A plain head: its bytes, the bytes of the whole request, the form of the body, the Authorization header; what tells this
+    request from others.
+    """
 
     text: bytes
     size: int
     form: int
     authorization: str | None
+    request_id: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
 
 
 _NO_HEAD: Final = _Head(b"", -1, JSON, None)
@@ -76,24 +87,38 @@ _NO_HEAD: Final = _Head(b"", -1, JSON, None)
 class _Exchange:
     """A request under way, and its reply once there is one."""
 
-    __slots__ = ("connection", "form", "reply", "started")
+    __slots__ = ("connection", "form", "reply", "request_id", "started", "trace")
 
-    def __init__(self, connection: "_Connection", form: int, started: float) -> None:
+    def __init__(self, connection: "_Connection", head: _Head, started: float) -> None:
         self.connection = connection
-        self.form = form
-        self.started = started  # by time.monotonic
+        self.form = head.form
+        self.request_id = head.request_id
+        self.trace: Trace | None = None
+        self.started = started
         self.reply: bytes | None = None
 
     def answered(self, answer: Answer) -> None:
         """The pipeline's answer."""
         connection = self.connection
-        if isinstance(answer, bytes):
-            self.reply = connection.lane.reply(answer, self.form, self.started)
-        elif isinstance(answer, WeirError):
-            self.reply = connection.lane.refusal(answer, self.started)
+        if isinstance(answer, WeirError):
+            self.refuse(answer)
         else:
-            self.reply = connection.lane.reply(encode_decision(answer, form=MSGPACK), self.form, self.started)
+            body = answer if isinstance(answer, bytes) else encode_decision(answer, form=MSGPACK)
+            more = b"" if self.trace is None and self.request_id is None else self.headers(200)
+            self.reply = connection.lane.reply(body, self.form, self.started, more)
         connection.flush()
+
+    def refuse(self, error: WeirError) -> None:
+        """The reply is a problem."""
+        self.reply = self.connection.lane.refusal(error, self.started, self.headers(error.status), self.request_id)
+
+    def headers(self, status: int) -> bytes:
+        """Header lines by which the client finds the request again; its trace ends."""
+        lines = b"" if self.request_id is None else b"%b: %b\r\n" % (REQUEST_ID.encode(), self.request_id.encode())
+        tracing = self.connection.lane.tracing
+        if self.trace is not None and tracing is not None:
+            lines += b"%b: %b\r\n" % (TRACEPARENT.encode(), tracing.end(self.trace, status).encode())
+        return lines
 
 
 class _Connection(asyncio.Protocol):
@@ -106,7 +131,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, lane: "FastLane") -> None:
         self.lane = lane
         self.transport: asyncio.Transport | None = None
-        self.active_at = time.monotonic()  # when a request began or ended last
+        self.active_at = time.perf_counter()  # when a request began or ended last
         self.pending: deque[_Exchange] = deque()
         self._head = _NO_HEAD  # of the last request
         self._buffer = b""
@@ -131,7 +156,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        head, now = self._head, time.monotonic()
+        head, now = self._head, time.perf_counter()
         if (
             len(data) == head.size
             and data.startswith(head.text)
@@ -234,21 +259,26 @@ class _Connection(asyncio.Protocol):
             self._refuse(RequestTimeout(limit, "head"))
 
     def _begin(self, head: _Head, body: bytes, now: float) -> None:
-        exchange = _Exchange(self, head.form, now)
+        exchange, lane = _Exchange(self, head, now), self.lane
         self.pending.append(exchange)
         try:
-            self.lane.check(head.authorization)
-            self.lane.calls.offer(body, head.form, exchange.answered)
+            lane.check(head.authorization)
+            if lane.tracing is not None:  # not before: nobody without a key makes traces
+                exchange.trace = lane.tracing.begin(
+                    head.traceparent, head.tracestate, "POST", "/v1/score", head.request_id, exchange.started
+                )
+            lane.calls.offer(body, head.form, exchange.answered, exchange.trace)
         except WeirError as error:
             if self.transport is not None:
-                log_refusal(error, self.lane.keys, head.authorization, "POST /v1/score", _remote(self.transport))
-            exchange.reply = self.lane.refusal(error, exchange.started)
+                call, remote = "POST /v1/score", _remote(self.transport)
+                log_refusal(error, lane.keys, head.authorization, call, remote, head.request_id)
+            exchange.refuse(error)
             self.flush()
 
     def _refuse(self, error: WeirError) -> None:
         assert self.transport is not None
         self._buffer = b""
-        self.transport.write(self.lane.refusal(error, time.monotonic(), b"Connection: close\r\n"))
+        self.transport.write(self.lane.refusal(error, time.perf_counter(), b"Connection: close\r\n"))
         self.transport.close()
 
     def _keep(self, data: bytes) -> None:
@@ -299,23 +329,25 @@ class FastLane:
     def __init__(
         self, calls: ScoreCalls, keys: KeyRing, metrics: Metrics, server: ServerSettings,
         check_started: Callable[[], None], other: Callable[[], asyncio.Protocol], open_connections: Connections,
+        tracing: Tracing | None = None,
     ) -> None:  # fmt: skip
         self.calls = calls
         self.open_connections = open_connections
+        self.tracing = tracing
         self.other = other
         self.connections: set[_Connection] = set()
         self.heads: dict[bytes, _Head] = {}
         self.keys = keys
         self._admit = keys.admit
         self._check_started = check_started
-        self.now = time.monotonic()  # as of the last reply
+        self.now = time.perf_counter()  # as of the last reply
         self._requests = metrics.requests
         self._refused = metrics.refused
         self._seconds = metrics.request_seconds["score",]
         self._body_bytes_max = server.body_bytes_max
         self.server = server
         self._rest = b""
-        self._rest_until = 0.0  # by time.monotonic
+        self._rest_until = 0.0  # by perf_counter
         self._sweeping: asyncio.Task[None] | None = None
 
     def __call__(self) -> asyncio.Protocol:
@@ -333,8 +365,8 @@ class FastLane:
             await asyncio.gather(self._sweeping, return_exceptions=True)
         for connection in list(self.connections):
             connection.end()
-        stop_at = time.monotonic() + deadline_s
-        while self.connections and time.monotonic() < stop_at:  # noqa: ASYNC110  # once, at the stop
+        stop_at = time.perf_counter() + deadline_s
+        while self.connections and time.perf_counter() < stop_at:  # noqa: ASYNC110  # once, at the stop
             await asyncio.sleep(0.005)
         for connection in list(self.connections):
             if connection.transport is not None:
@@ -346,7 +378,23 @@ class FastLane:
         self._check_started()
 
     def learn(self, text: bytes) -> _Head | None:
-        """A head that is met for the first time, if it is a plain one."""
+        """A head that is met for the first time, if it is a plain one.
+
+        What is new in every request, its id and its place in a trace, is cut out before the rest is looked up.
+        """
+        lines = _CORRELATION.findall(text)
+        if not lines:
+            return self._learn(text)
+        rest = _CORRELATION.sub(b"", text)
+        told = {name.lower().decode(): value.decode() for name, value in lines}
+        head = self.heads.get(rest) or self._learn(rest)
+        if head is None or len(told) < len(lines):  # twice the same: not for us to judge
+            return None
+        request_id = clean_request_id(told.get(REQUEST_ID.lower()))
+        size = len(text) + head.size - len(head.text)
+        return _Head(text, size, head.form, head.authorization, request_id, told.get(TRACEPARENT), told.get(TRACESTATE))
+
+    def _learn(self, text: bytes) -> _Head | None:
         head = _parse(text)
         if head is None or head.size - len(text) > self._body_bytes_max:
             return None
@@ -355,21 +403,22 @@ class FastLane:
         self.heads[text] = head
         return head
 
-    def reply(self, body: bytes, form: int, started: float) -> bytes:
-        """A 200 as aiohttp would write it."""
-        self.now = now = time.monotonic()
+    def reply(self, body: bytes, form: int, started: float, more: bytes = b"") -> bytes:
+        """A 200 as aiohttp would write it. more: header lines."""
+        self.now = now = time.perf_counter()
         self._requests[_SCORED] += 1
         self._seconds.observe(now - started)
-        return b"%b%d%b%b" % (_OK[form], len(body), self._rest if now < self._rest_until else self._end_of_head(), body)
+        rest = self._rest if now < self._rest_until else self._end_of_head()
+        return b"%b%bContent-Length: %d%b%b" % (_OK[form], more, len(body), rest, body)
 
-    def refusal(self, error: WeirError, started: float, more: bytes = b"") -> bytes:
-        """A problem as aiohttp would write it."""
+    def refusal(self, error: WeirError, started: float, more: bytes = b"", request_id: str | None = None) -> bytes:
+        """A problem as aiohttp would write it. more: header lines."""
         self._refused[error.code,] += 1
         self._requests["score", error.status] += 1
-        self.now = now = time.monotonic()
+        self.now = now = time.perf_counter()
         self._seconds.observe(now - started)
         headers = b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in error.headers().items())
-        body = problem(error)
+        body = problem(error, request_id)
         return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\n%b%bContent-Length: %d%b%b" % (
             error.status, HTTPStatus(error.status).phrase.encode(), PROBLEM_CONTENT_TYPE.encode(), headers, more,
             len(body), self._end_of_head(), body,
@@ -378,14 +427,14 @@ class FastLane:
     def _end_of_head(self) -> bytes:
         """What stands after the length, good until the next second begins."""
         now = time.time()
-        self._rest_until = time.monotonic() + 1 - now % 1
+        self._rest_until = time.perf_counter() + 1 - now % 1
         self._rest = b"\r\nDate: %b\r\nServer: %b\r\n\r\n" % (formatdate(now, usegmt=True).encode(), SERVER_SOFTWARE.encode())
         return self._rest
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            now = time.monotonic()
+            now = time.perf_counter()
             for connection in list(self.connections):
                 connection.sweep(now)
 

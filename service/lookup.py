@@ -45,6 +45,7 @@ class LookUp:
         self._l1.visit_rows(slots)
         ticket = Ticket(rows, slots, sink, wanted)
         ticket.arrived = self._arrived
+        ticket.started = start
         ticket.lookup_seconds = time.perf_counter() - start
         if not (n_missing or self._fetcher.partial or self._waiting_cards or (after is not None and not after.is_enqueued)):
             ticket.is_enqueued = True
@@ -129,7 +130,8 @@ class LookUp:
     def _part(self, ticket: Ticket, numbers: Sequence[int]) -> Ticket:
         """A ticket of these rows."""
         part = Ticket(ticket.rows.only(numbers), ticket.slots[list(numbers)], ticket.sink.only(numbers), ticket.wanted)
-        part.arrived, part.is_pinned, part.lookup_seconds = ticket.arrived, True, ticket.lookup_seconds
+        part.arrived, part.is_pinned = ticket.arrived, True
+        part.started, part.lookup_seconds = ticket.started, ticket.lookup_seconds
         if not (ticket.degraded or ticket.sources):
             return part
         for place, number in enumerate(numbers):

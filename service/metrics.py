@@ -213,6 +213,7 @@ class Metrics:
         self.reasons_left = Counts("reasons_left", "Transactions that were not explained: decide.reasons_rows_max.")
         self.watch_dropped = Counts("watch_dropped", "Sampled transactions that nobody looked at.", "use")
         self.vector_log = Counts("vector_log", "Vectors logged for the skew check: written|failed.", "result")
+        self.traces = Counts("traces", "Requests traced, and left out for otel.traces_per_s_max: traced|left_out.", "result")
         self.loop_lag = Histograms("loop_lag_seconds", "How late the event loop woke a timer.", LATENCY_BOUNDS)
         for outcome in ("approve", "review", "decline"):  # series that exist from the start: rate() needs the zero
             self.tx[outcome,] = 0

@@ -313,6 +313,8 @@ class Pipeline:
         self.n_rows += batch.n_rows
         self.n_waves += batch.waves
         self.tally.note(batch)
+        for ticket in batch.tickets:
+            ticket.times = batch.times
 
     def _count(self, classes: bytes, conclusions: Sequence[Conclusion]) -> None:
         n_first = classes.count(0)  # nearly always all: approved by their score

@@ -157,11 +157,17 @@ def _count_nothing(self: object, value: object) -> None:
     """In the place of what counts."""
 
 
-def _reply_uncounted(lane: FastLane, body: bytes, form: int, started: float) -> bytes:
+def _reply_uncounted(lane: FastLane, body: bytes, form: int, started: float, more: bytes = b"") -> bytes:
     """FastLane.reply without its counts."""
-    lane.now = now = time.monotonic()
+    lane.now = now = time.perf_counter()
     rest = lane._rest if now < lane._rest_until else lane._end_of_head()
-    return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: %d%b%b" % (TYPES[form].encode(), len(body), rest, body)
+    return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%bContent-Length: %d%b%b" % (
+        TYPES[form].encode(),
+        more,
+        len(body),
+        rest,
+        body,
+    )
 
 
 async def _watch_nothing(lag: Histogram) -> None:

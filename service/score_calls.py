@@ -27,6 +27,7 @@ from service.pace import Allowance
 from service.replies import Replies
 from service.settings import ServerSettings
 from service.ticket import DECISIONS, REASONS, REPLIES, TRACES, Answer, Ticket
+from service.tracing import Trace, current
 
 if TYPE_CHECKING:
     from service.engine import Engine
@@ -62,9 +63,15 @@ class ScoreCalls:
         self._metrics = metrics
         self._server = server
 
-    def offer(self, body: bytes, form: int, answered: Callable[[Answer], object]) -> None:
-        """One transaction without flags; see Pipeline. For MSGPACK, `encode_decision` makes the reply. Raises WeirError."""
-        self._pipeline.offer(body, form, answered)
+    def offer(self, body: bytes, form: int, answered: Callable[[Answer], object], trace: Trace | None = None) -> None:
+        """One transaction without flags; see Pipeline. For MSGPACK, `encode_decision` makes the reply. Raises WeirError.
+
+        One that is traced has a ticket of its own.
+        """
+        if trace is None:
+            self._pipeline.offer(body, form, answered)
+        else:
+            trace.note(self._pipeline.submit([body], form, lambda answers: answered(answers[0]), wanted=PLAIN.wanted(form)))
 
     @property
     def batch_max(self) -> int:
@@ -75,7 +82,10 @@ class ScoreCalls:
         self, rows: list[bytes], form: int, deliver: Callable[[Sequence[Answer]], object], flags: Flags, after: Ticket | None
     ) -> Ticket | None:
         """A part of a stream, to be scored after `after`; see Pipeline. Raises WeirError."""
-        return self._pipeline.submit(rows, form, deliver, wanted=flags.wanted(form), after=after)
+        ticket, trace = self._pipeline.submit(rows, form, deliver, wanted=flags.wanted(form), after=after), current()
+        if trace is not None and ticket is not after:
+            trace.note(ticket)
+        return ticket
 
     async def one(self, body: bytes, form: int, flags: Flags) -> bytes:
         """The reply to one transaction. Raises WeirError."""

@@ -196,6 +196,16 @@ class ConsoleSettings(Section, frozen=True):
     feed_interval_ms: Annotated[int, Meta(ge=100, le=60_000)] = 1_000  # ms between two events of the feed
 
 
+class OtelSettings(Section, frozen=True):
+    """Traces by OpenTelemetry: needs `pip install 'weir[otel]'` (docs/monitoring.md)."""
+
+    endpoint: Annotated[str, Meta(pattern=r"^https?://")] | None = None  # OTLP/HTTP, such as http://127.0.0.1:4318/v1/traces
+    share: Probability = 0.01  # of requests that are traced if they bring no traceparent, which decides otherwise
+    traces_per_s_max: Annotated[int, Meta(ge=1, le=100_000)] = 50  # whatever the share and the callers want; 0.2 ms each
+    queue_spans_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 8_192  # that wait to be sent; beyond it they are dropped
+    service_name: Annotated[str, Meta(min_length=1)] = "weir"  # the resource attribute service.name
+
+
 class Settings(Section, frozen=True):
     """The whole. Names of tables are names of stops."""
 
@@ -221,6 +231,7 @@ class Settings(Section, frozen=True):
     inference: InferenceSettings = InferenceSettings()
     shadow: ShadowSettings = ShadowSettings()
     console: ConsoleSettings = ConsoleSettings()
+    otel: OtelSettings = OtelSettings()
 
 
 CATALOGUE = Catalogue(Settings, Section)

@@ -131,11 +131,12 @@ class Ticket:
 
     n_ahead: earlier tickets that it waits behind. degraded: by row, the levels that could not be asked. sources: where a
     profile came from, by row and kind, if it was not in L1. seen: when each profile saw its last event, if traces are wanted.
+    started: perf_counter when it was looked up; times: of its batch, see Batch, empty until that is in the journal.
     """
 
     __slots__ = (
         "arrived", "degraded", "followers", "is_enqueued", "is_pinned", "lookup_seconds", "n_ahead", "n_missing", "rows",
-        "seen", "sink", "slots", "sources", "wanted",
+        "seen", "sink", "slots", "sources", "started", "times", "wanted",
     )  # fmt: skip
 
     def __init__(self, rows: Rows, slots: npt.NDArray[np.int64], sink: Sink, wanted: int) -> None:
@@ -151,7 +152,8 @@ class Ticket:
         self.degraded: dict[int, tuple[str, ...]] = {}
         self.sources: dict[tuple[int, int], str] = {}
         self.seen: list[list[int]] = []
-        self.lookup_seconds = 0.0
+        self.started = self.lookup_seconds = 0.0
+        self.times: Sequence[float] = ()
         self.arrived: Callable[[Ticket, int, Miss], None] = _never
 
     def wait_behind(self, earlier: "Ticket | None") -> None:

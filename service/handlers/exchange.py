@@ -30,12 +30,14 @@ from service.metrics import Metrics
 from service.pace import Allowance
 from service.score_calls import ScoreCalls
 from service.settings import Settings
+from service.tracing import Tracing
 
 if TYPE_CHECKING:
     from service.engine import Engine
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+REPLY_HEADERS: Final = "weir.reply_headers"  # in a request: what a reply that is prepared by its handler has to carry
 _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False}
 _ENCODINGS: Final = ("gzip", "deflate", "identity")  # what aiohttp undoes without further packages
 
@@ -50,6 +52,7 @@ class Front(msgspec.Struct, frozen=True):
     settings: Settings
     sessions: Sessions
     feed: Feed
+    tracing: Tracing | None = None
 
     def role_of(self, request: web.Request) -> Role:
         """The role of the key, or of the session where no key is sent. Raises Unauthorized, Forbidden without a CSRF token."""
@@ -89,10 +92,10 @@ def json_reply(body: bytes, status: int = 200, content_type: str = "application/
     return web.Response(body=body, status=status, headers={"Content-Type": content_type})
 
 
-def problem_reply(error: WeirError) -> web.Response:
+def problem_reply(error: WeirError, request_id: str | None = None) -> web.Response:
     """The problem+json reply of `error`."""
     headers = {"Content-Type": PROBLEM_CONTENT_TYPE, **error.headers()}
-    return web.Response(body=problem(error), status=error.status, headers=headers)
+    return web.Response(body=problem(error, request_id), status=error.status, headers=headers)
 
 
 async def read_body(request: web.Request, bytes_max: int, deadline_ms: int) -> bytes:

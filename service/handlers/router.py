@@ -9,19 +9,17 @@ import traceback
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-import msgspec
 import structlog
 from aiohttp import HttpVersion11, web
 
 from service.auth import KeyRing, log_refusal, require
 from service.console.sessions import Sessions
+from service.correlation import REQUEST_ID, TRACEPARENT, TRACESTATE, clean_request_id, loggable
 from service.errors import (
-    PROBLEM_CONTENT_TYPE,
     DiskFull,
     MethodNotAllowed,
     NotFound,
     WeirError,
-    as_problem,
 )
 from service.feed import Feed
 from service.handlers import (
@@ -42,11 +40,12 @@ from service.handlers import (
     session,
     tiers,
 )
-from service.handlers.exchange import Front, Handler, Route, json_reply, problem_reply
+from service.handlers.exchange import REPLY_HEADERS, Front, Handler, Route, problem_reply
 from service.journal_format import NO_SPACE
 from service.metrics import Metrics
 from service.score_calls import ScoreCalls
 from service.settings import Settings
+from service.tracing import CURRENT, Tracing
 
 if TYPE_CHECKING:
     from service.engine import Engine
@@ -56,11 +55,13 @@ REFUSED = (401, 403)  # for the key; each such call is logged
 _log = structlog.get_logger("weir.http")
 
 
-def build_web_app(engine: "Engine", keys: KeyRing, metrics: Metrics, settings: Settings) -> web.Application:
+def build_web_app(
+    engine: "Engine", keys: KeyRing, metrics: Metrics, settings: Settings, tracing: Tracing | None = None
+) -> web.Application:
     """The aiohttp application of the service. It owns no tasks and closes nothing."""
     feed = Feed(engine, metrics, settings.console)
     sessions = Sessions(keys, settings.console)
-    front = Front(engine, ScoreCalls(engine, metrics, settings.server), keys, metrics, settings, sessions, feed)
+    front = Front(engine, ScoreCalls(engine, metrics, settings.server), keys, metrics, settings, sessions, feed, tracing)
     server = settings.server
     # aiohttp's own limit only bounds what is read at all; each route has its own (exchange.read_body).
     app = web.Application(client_max_size=max(server.body_bytes_max, server.batch_body_bytes_max) + 1)
@@ -113,44 +114,66 @@ def _refuse_path(path: str = "/{unknown:.*}", text: str = "there is nothing at t
 
 def _wrap(route: Route, front: Front) -> Handler:
     """`route.handler` with key check, metrics and replies for its failures. Nothing but health is served before the start."""
-    name, need, handler = route.name, route.need, route.handler
+    name, need, handler, tracing = route.name, route.need, route.handler, front.tracing
     admit, requests, check_started = front.admit, front.metrics.requests, front.engine.check_started
     observe = front.metrics.request_seconds[name,].observe
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        started = perf_counter()
+        started, headers, trace = perf_counter(), request.headers, None
+        request_id = clean_request_id(headers.get(REQUEST_ID))
+        if request_id is not None:
+            request[REPLY_HEADERS] = {REQUEST_ID: request_id}
+            structlog.contextvars.bind_contextvars(request_id=loggable(request_id))
         try:
             if need is not None:
                 require(admit(request), need)
                 check_started()
+                if tracing is not None:  # not before: nobody without a key makes traces
+                    parent, state = headers.get(TRACEPARENT), headers.get(TRACESTATE)
+                    trace = tracing.begin(parent, state, request.method, route.path, request_id, started)
+                    CURRENT.set(trace)
             response = await handler(request)
         except WeirError as error:
             if need is not None and error.status in REFUSED:
-                header = request.headers.get("Authorization")
+                header = headers.get("Authorization")
                 log_refusal(error, front.keys, header, f"{request.method} {route.path}", request.remote)
             front.metrics.refused[error.code,] += 1
-            response = problem_reply(error)
+            response = problem_reply(error, request_id)
         except OSError as error:
-            response = _full(error) if error.errno in NO_SPACE else _unexpected(error, name)
+            response = _full(error, request_id) if error.errno in NO_SPACE else _unexpected(error, name, request_id)
         except Exception as error:  # the last stop before the socket: whatever it is, the caller gets a problem
-            response = _unexpected(error, name)
+            response = _unexpected(error, name, request_id)
         requests[name, response.status] += 1
         observe(perf_counter() - started)
+        if request_id is not None or trace is not None:
+            _correlate(response, request_id, None if tracing is None or trace is None else tracing.end(trace, response.status))
         return response
 
     return inference.with_error(handle) if route.path.startswith(inference.ROOT) else handle
 
 
-def _full(error: OSError) -> web.Response:
+def _correlate(response: web.StreamResponse, request_id: str | None, traceparent: str | None) -> None:
+    """Headers by which the client finds the request again; what the connection's next request must not inherit is let go."""
+    if request_id is not None:
+        structlog.contextvars.unbind_contextvars("request_id")
+    if traceparent is not None:
+        CURRENT.set(None)
+    if response.prepared:  # a stream: its head is sent
+        return
+    if request_id is not None:
+        response.headers[REQUEST_ID] = request_id
+    if traceparent is not None:
+        response.headers[TRACEPARENT] = traceparent
+
+
+def _full(error: OSError, request_id: str | None) -> web.Response:
     _log.error("disk full", file=error.filename, error=error.strerror)
-    return problem_reply(DiskFull("the disk of the data directory is full; make room and repeat the request"))
+    return problem_reply(DiskFull("the disk of the data directory is full; make room and repeat the request"), request_id)
 
 
-def _unexpected(error: Exception, route: str) -> web.Response:
+def _unexpected(error: Exception, route: str, request_id: str | None) -> web.Response:
     """A 500 that names its request id. Frames and type are logged, not the message: it may hold ids or a body."""
-    request_id = secrets.token_hex(8)
+    request_id = request_id or secrets.token_hex(8)
     frames = traceback.format_tb(error.__traceback__)
-    _log.error("request failed", request_id=request_id, route=route, error=type(error).__name__, frames=frames)
-    problem = as_problem(WeirError("unexpected; the service's log has it under this request_id"))
-    problem.request_id = request_id
-    return json_reply(msgspec.json.encode(problem), problem.status, PROBLEM_CONTENT_TYPE)
+    _log.error("request failed", request_id=loggable(request_id), route=route, error=type(error).__name__, frames=frames)
+    return problem_reply(WeirError("unexpected; the service's log has it under this request_id"), request_id)

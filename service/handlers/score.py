@@ -10,10 +10,11 @@ from service.auth import Role
 from service.codec import encode_decision, form_of, stream_form
 from service.decide import Decision
 from service.errors import WeirError
-from service.handlers.exchange import Front, Route, check_encoding, json_reply, read_body, read_flags
+from service.handlers.exchange import REPLY_HEADERS, Front, Route, check_encoding, json_reply, read_body, read_flags
 from service.score_calls import TYPES, Flags
 from service.score_stream import ScoreStream
 from service.ticket import Answer
+from service.tracing import current
 
 _log = structlog.get_logger("weir.http")
 
@@ -29,7 +30,7 @@ def routes(front: Front) -> list[Route]:
         if request.rel_url.raw_query_string:
             return json_reply(await calls.one(body, form, score_flags(request)), content_type=TYPES[form])
         future: asyncio.Future[bytes | Decision] = asyncio.get_running_loop().create_future()
-        calls.offer(body, form, functools.partial(_resolve, future))
+        calls.offer(body, form, functools.partial(_resolve, future), current())
         answer = await future
         return json_reply(answer if isinstance(answer, bytes) else encode_decision(answer, form=form), content_type=TYPES[form])
 
@@ -42,7 +43,7 @@ def routes(front: Front) -> list[Route]:
     async def score_stream(request: web.Request) -> web.StreamResponse:
         flags, form = score_flags(request), stream_form(request.content_type.lower())
         check_encoding(request)
-        response = web.StreamResponse(headers={"Content-Type": TYPES[form]})
+        response = web.StreamResponse(headers={"Content-Type": TYPES[form], **request.get(REPLY_HEADERS, {})})
         if request.version >= HttpVersion11:
             response.enable_chunked_encoding()
         await response.prepare(request)  # now: a client may wait for the head before it sends the first row
