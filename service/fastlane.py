@@ -1,15 +1,12 @@
 """The fast lane: a protocol on uvloop for POST /v1/score, in front of aiohttp on the same connections.
 
-aiohttp alone costs about 45 µs a request. Here a head is parsed (httptools) only when it is met for the first time: a client
-sends the same head again and again, so its bytes are looked up in a table of plain ones. Plain is a POST of one transaction
-without query, with a length and nothing that has to be negotiated. At anything else, malformed or not, the connection goes
-over to aiohttp for good, from the first byte of that request on, once all earlier replies are written: what is not plain is
-never judged here, so that there is one judge. Batches and streams go there too: aiohttp's share of a batch is lost in it
-(docs/adr/0019-fast-lane.md).
+aiohttp alone costs about 45 µs a request. Here only requests with plain heads are taken (service/plain_head.py). At anything
+else, malformed or not, the connection goes over to aiohttp for good, from the first byte of that request on, once all earlier replies
+are written: what is not plain is never judged here, so that there is one judge. Batches and streams go there too: aiohttp's
+share of a batch is lost in it (docs/adr/0019-fast-lane.md).
 """
 
 import asyncio
-import re
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,71 +14,30 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final, cast
 
-import httptools
-import msgspec
 import structlog
 from aiohttp.http import SERVER_SOFTWARE
 
 from service.auth import KeyRing, Role, log_refusal, require
-from service.codec import JSON, MSGPACK, encode_decision, form_of
+from service.codec import MSGPACK, encode_decision
 from service.connections import Connections
-from service.correlation import REQUEST_ID, TRACEPARENT, TRACESTATE, clean_request_id
+from service.correlation import REQUEST_ID, TRACEPARENT
 from service.errors import PROBLEM_CONTENT_TYPE, RequestTimeout, WeirError, problem
 from service.metrics import Metrics
+from service.plain_head import HEAD_END, NO_HEAD, PlainHead, PlainHeads, may_become_plain
 from service.score_calls import TYPES, ScoreCalls
 from service.settings import ServerSettings
 from service.ticket import Answer
 from service.tracing import Trace, Tracing
 
 HEAD_BYTES_MAX: Final = 4_096  # a longer head is not plain; aiohttp's own limits lie above
-HEADS_MAX: Final = 4_096  # plain heads that are remembered
 PENDING_MAX: Final = 64  # requests of one connection under way; what comes after waits in the socket
 BUFFER_BYTES_MAX: Final = 256 * 1024  # unread bytes of one connection while replies are pending
 SWEEP_INTERVAL_S: Final = 1.0
 
 _SCORED: Final = "score", 200
-_OK: Final = {form: b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\nContent-Length: " % name.encode() for form, name in TYPES.items()}
-
-_END: Final = b"\r\n\r\n"
-# What RFC 9112 calls a header field, without anything that parsers disagree about.
-_PLAIN_HEAD: Final = re.compile(
-    rb"POST /v1/score HTTP/1\.1(?:\r\n[A-Za-z0-9-]+: ?[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)+\r\n\r\n"
-)
-_START: Final = b"POST /v1/score HTTP/1.1\r\n"
-_PLAIN_SO_FAR: Final = re.compile(
-    re.escape(_START)
-    + rb"(?:[A-Za-z0-9-]+:[\x20-\x7e]*\r\n)*"
-    + rb"(?:[A-Za-z0-9-]*|[A-Za-z0-9-]+:[\x20-\x7e]*\r?|\r)"  # a line that is not all there
-)
-_KNOWN_ONCE: Final = frozenset({b"host", b"content-length", b"content-type", b"authorization", b"connection"})
-_NOT_PLAIN: Final = frozenset(
-    {b"transfer-encoding", b"content-encoding", b"expect", b"upgrade", b"proxy-connection", b"te", b"trailer", b"cookie"}
-)
-FIELDS_MAX: Final = 64  # of a plain head
-# Lines that differ from request to request, and say nothing of how it is read.
-_CORRELATION: Final = re.compile(
-    rb"\r\n(x-request-id|traceparent|tracestate): ?([\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?)(?=\r\n)", re.IGNORECASE
-)
-_LENGTH: Final = re.compile(rb"0|[1-9][0-9]{0,8}")
+_OK: Final = {form: b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n" % name.encode() for form, name in TYPES.items()}
 
 log = structlog.get_logger("weir.http")
-
-
-class _Head(msgspec.Struct, frozen=True, gc=False):
-    """A plain head: its bytes, the bytes of the whole request, the form of the body, the Authorization header; what tells this
-    request from others.
-    """
-
-    text: bytes
-    size: int
-    form: int
-    authorization: str | None
-    request_id: str | None = None
-    traceparent: str | None = None
-    tracestate: str | None = None
-
-
-_NO_HEAD: Final = _Head(b"", -1, JSON, None)
 
 
 class _Exchange:
@@ -89,7 +45,7 @@ class _Exchange:
 
     __slots__ = ("connection", "form", "reply", "request_id", "started", "trace")
 
-    def __init__(self, connection: "_Connection", head: _Head, started: float) -> None:
+    def __init__(self, connection: "_Connection", head: PlainHead, started: float) -> None:
         self.connection = connection
         self.form = head.form
         self.request_id = head.request_id
@@ -133,7 +89,7 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self.active_at = time.perf_counter()  # when a request began or ended last
         self.pending: deque[_Exchange] = deque()
-        self._head = _NO_HEAD  # of the last request
+        self._head = NO_HEAD  # of the last request
         self._buffer = b""
         self._is_full = False  # the client does not read
         self._is_paused = False
@@ -179,16 +135,16 @@ class _Connection(asyncio.Protocol):
             return
         heads, at = self.lane.heads, 0
         while at < len(data):
-            end = data.find(_END, at, at + HEAD_BYTES_MAX)
+            end = data.find(HEAD_END, at, at + HEAD_BYTES_MAX)
             if end < 0:
-                if len(data) - at >= HEAD_BYTES_MAX or not _may_become_plain(data, at):
+                if len(data) - at >= HEAD_BYTES_MAX or not may_become_plain(data, at):
                     self._leave(data[at:])
                 else:
                     self._keep(data[at:])
                 return
-            end += len(_END)
+            end += len(HEAD_END)
             text = data[at:end]
-            head = heads.get(text) or self.lane.learn(text)
+            head = heads.find(text)
             if head is None:
                 self._leave(data[at:])
                 return
@@ -250,7 +206,7 @@ class _Connection(asyncio.Protocol):
         if not self._buffer:
             if age * 1e3 > server.idle_deadline_ms > 0:
                 self.transport.close()
-        elif _END in self._buffer:
+        elif HEAD_END in self._buffer:
             if age * 1e3 > server.request_deadline_ms > 0:
                 limit = f"the body did not arrive within server.request_deadline_ms = {server.request_deadline_ms} ms"
                 self._refuse(RequestTimeout(limit, "body"))
@@ -258,7 +214,7 @@ class _Connection(asyncio.Protocol):
             limit = f"the head did not arrive within server.head_deadline_ms = {server.head_deadline_ms} ms"
             self._refuse(RequestTimeout(limit, "head"))
 
-    def _begin(self, head: _Head, body: bytes, now: float) -> None:
+    def _begin(self, head: PlainHead, body: bytes, now: float) -> None:
         exchange, lane = _Exchange(self, head, now), self.lane
         self.pending.append(exchange)
         try:
@@ -336,7 +292,7 @@ class FastLane:
         self.tracing = tracing
         self.other = other
         self.connections: set[_Connection] = set()
-        self.heads: dict[bytes, _Head] = {}
+        self.heads = PlainHeads(server.body_bytes_max)
         self.keys = keys
         self._admit = keys.admit
         self._check_started = check_started
@@ -344,7 +300,6 @@ class FastLane:
         self._requests = metrics.requests
         self._refused = metrics.refused
         self._seconds = metrics.request_seconds["score",]
-        self._body_bytes_max = server.body_bytes_max
         self.server = server
         self._rest = b""
         self._rest_until = 0.0  # by perf_counter
@@ -376,32 +331,6 @@ class FastLane:
         """Raise WeirError unless a transaction may be scored."""
         require(self._admit(authorization), Role.INGEST)
         self._check_started()
-
-    def learn(self, text: bytes) -> _Head | None:
-        """A head that is met for the first time, if it is a plain one.
-
-        What is new in every request, its id and its place in a trace, is cut out before the rest is looked up.
-        """
-        lines = _CORRELATION.findall(text)
-        if not lines:
-            return self._learn(text)
-        rest = _CORRELATION.sub(b"", text)
-        told = {name.lower().decode(): value.decode() for name, value in lines}
-        head = self.heads.get(rest) or self._learn(rest)
-        if head is None or len(told) < len(lines):  # twice the same: not for us to judge
-            return None
-        request_id = clean_request_id(told.get(REQUEST_ID.lower()))
-        size = len(text) + head.size - len(head.text)
-        return _Head(text, size, head.form, head.authorization, request_id, told.get(TRACEPARENT), told.get(TRACESTATE))
-
-    def _learn(self, text: bytes) -> _Head | None:
-        head = _parse(text)
-        if head is None or head.size - len(text) > self._body_bytes_max:
-            return None
-        if len(self.heads) >= HEADS_MAX:
-            self.heads.clear()
-        self.heads[text] = head
-        return head
 
     def reply(self, body: bytes, form: int, started: float, more: bytes = b"") -> bytes:
         """A 200 as aiohttp would write it. more: header lines."""
@@ -439,52 +368,7 @@ class FastLane:
                 connection.sweep(now)
 
 
-class _Fields:
-    """What httptools tells of a head."""
-
-    def __init__(self) -> None:
-        self.fields: list[tuple[bytes, bytes]] = []
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.fields.append((name.lower(), value))
-
-
-def _parse(text: bytes) -> _Head | None:
-    """The plain head that these bytes are, or None."""
-    if _PLAIN_HEAD.fullmatch(text) is None:
-        return None
-    told = _Fields()
-    try:
-        parser = httptools.HttpRequestParser(told)
-        parser.feed_data(text)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return None
-    names = [name for name, _ in told.fields]
-    fields = dict(told.fields)
-    if len(names) > FIELDS_MAX or any(names.count(name) > 1 for name in _KNOWN_ONCE) or not _NOT_PLAIN.isdisjoint(names):
-        return None
-    length = fields.get(b"content-length", b"")
-    if (
-        b"host" not in fields
-        or _LENGTH.fullmatch(length) is None
-        or fields.get(b"connection", b"keep-alive").lower() != b"keep-alive"
-    ):
-        return None
-    content_type = fields.get(b"content-type", b"").decode().partition(";")[0].strip().lower()
-    authorization = fields.get(b"authorization")
-    return _Head(
-        text, len(text) + int(length), form_of(content_type), None if authorization is None else authorization.decode()
-    )
-
-
 def _remote(transport: asyncio.Transport) -> str | None:
     """The client's address, as aiohttp names it; None over a UNIX socket."""
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if isinstance(peer, tuple) else None
-
-
-def _may_become_plain(data: bytes, at: int) -> bool:
-    """Whether what has come of a head may be the beginning of a plain one."""
-    return _START.startswith(data[at : at + len(_START)]) and (
-        len(data) - at <= len(_START) or _PLAIN_SO_FAR.fullmatch(data, at) is not None
-    )

@@ -31,7 +31,7 @@ CLIENTS = {
     "prometheus_client": {"service/metrics.py"},
     "schemathesis": {"tests/e2e/fuzz_hooks.py"},
     "opentelemetry": {"service/otel.py", "tests/e2e/test_traces.py"},
-    "httptools": {"service/fastlane.py", "loadgen/sender.py", "loadgen/bench/null_server.py"},
+    "httptools": {"service/plain_head.py", "loadgen/sender.py", "loadgen/bench/null_server.py"},
     "msgpack": {"service/score_stream.py"},
     "tritonclient": {"tests/e2e/test_inference.py"},
 }
