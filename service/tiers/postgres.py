@@ -295,4 +295,11 @@ def _as_unavailable(deadline_ms: int) -> Iterator[None]:
     except TimeoutError:
         raise TierUnavailable(NAME, f"no answer in {deadline_ms} ms") from None
     except _ERRORS as error:
-        raise TierUnavailable(NAME, str(error) or type(error).__name__) from error
+        raise TierUnavailable(NAME, _told(error)) from error
+
+
+def _told(error: BaseException) -> str:
+    """What the server said, without the DETAIL that str() of its errors has: that may be the whole row."""
+    if isinstance(error, asyncpg.PostgresError):
+        return f"{type(error).__name__}: {error.args[0] if error.args else ''}"
+    return str(error) or type(error).__name__

@@ -196,7 +196,8 @@ class RedisTier:
         except (RedisError, OSError) as error:
             if str(error).startswith("WEIRBACK"):
                 raise _went_back(int(str(error).split()[1]), puts_seen) from None
-            raise TierUnavailable(NAME, str(error) or type(error).__name__) from error
+            told = str(error).partition(", with args")[0]  # which may be keys
+            raise TierUnavailable(NAME, told or type(error).__name__) from error
 
 
 def _went_back(puts: int, puts_seen: int) -> TierUnavailable:

@@ -244,6 +244,33 @@ HEADERS: dict[str, Row] = {
     "many long headers": (score(*(b"X-%d: %s" % (n, b"y" * 8000) for n in range(60))), [200], "open"),
 }
 
+PARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+CORRELATION: dict[str, Row] = {
+    "request id": (score(b"X-Request-Id: a-1"), [200], "open"),
+    "request id, other case": (score(b"x-rEQUEST-iD:a-2"), [200], "open"),
+    "request id, first": (request(b"POST /v1/score HTTP/1.1", b"X-Request-Id: a-3", b"Host: x", KEY), [200], "open"),
+    "request id, empty": (score(b"X-Request-Id:"), [200], "open"),
+    "request id, blank": (score(b"X-Request-Id: "), [200], "open"),
+    "request id, spaces around": (score(b"X-Request-Id:   a-4  "), [200], "open"),
+    "request id, tab": (score(b"X-Request-Id:\ta-5"), [200], "open"),
+    "request id, of two words": (score(b"X-Request-Id: a b"), [200], "open"),
+    "request id, quote": (score(b'X-Request-Id: a"b'), [200], "open"),
+    "request id, UTF-8": (score("X-Request-Id: ä".encode()), [200], "open"),
+    "request id, at the limit": (score(b"X-Request-Id: " + b"x" * 128), [200], "open"),
+    "request id, above the limit": (score(b"X-Request-Id: " + b"x" * 129), [200], "open"),
+    "request id, twice": (score(b"X-Request-Id: a-6", b"X-Request-Id: a-7"), [200], "open"),
+    "request id, folded": (score(b"X-Request-Id: a-8\r\n b"), [400], "closed"),
+    "request id, bare LF": (score(b"X-Request-Id: a-9\nHost: y"), None, "any"),
+    "request id, refused body": (score(b"X-Request-Id: r-1", body=b"{}"), [422], "open"),
+    "request id, no key": (request(b"POST /v1/score HTTP/1.1", b"Host: x", b"X-Request-Id: r-2"), [401], "open"),
+    "request id, and a second length": (score(b"X-Request-Id: r-3", b"Content-Length: 3"), [400], "closed"),
+    "request id, and chunks": (score(b"X-Request-Id: r-4", b"Transfer-Encoding: chunked"), [400], "closed"),
+    "traceparent": (score(b"traceparent: " + PARENT, b"tracestate: a=1, b=2"), [200], "open"),
+    "traceparent, nonsense": (score(b"Traceparent: 00-1-2"), [200], "open"),
+    "traceparent, twice": (score(b"traceparent: " + PARENT, b"traceparent: " + PARENT), [200], "open"),
+    "all three": (score(b"X-Request-Id: a-10", b"traceparent: " + PARENT, b"tracestate: a=1"), [200], "open"),
+}
+
 KEYS: dict[str, Row] = {
     name: (request(b"POST /v1/score HTTP/1.1", b"Host: x", *lines), statuses, "open")
     for name, lines, statuses in (
@@ -304,6 +331,12 @@ def test_connections_are_held_alike(lanes: "Lanes", sent: bytes, statuses: Seque
 @pytest.mark.parametrize(("sent", "statuses", "end"), _rows(HEADERS))
 def test_headers_are_read_alike(lanes: "Lanes", sent: bytes, statuses: Sequence[int] | None, end: "End") -> None:
     """Odd, long, many and forbidden headers: none is taken in one lane and refused in the other."""
+    lanes.check(sent, statuses, end)
+
+
+@pytest.mark.parametrize(("sent", "statuses", "end"), _rows(CORRELATION))
+def test_ids_of_requests_are_read_alike(lanes: "Lanes", sent: bytes, statuses: Sequence[int] | None, end: "End") -> None:
+    """What a request brings along to be found again is given back by both lanes, or by none."""
     lanes.check(sent, statuses, end)
 
 
