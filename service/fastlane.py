@@ -1,9 +1,9 @@
 """The fast lane: a protocol on uvloop for POST /v1/score, in front of aiohttp on the same connections.
 
 aiohttp alone costs about 45 µs a request. Here only requests with plain heads are taken (service/plain_head.py). At anything
-else, malformed or not, the connection goes over to aiohttp for good, from the first byte of that request on, once all earlier replies
-are written: what is not plain is never judged here, so that there is one judge. Batches and streams go there too: aiohttp's
-share of a batch is lost in it (docs/adr/0019-fast-lane.md).
+else, malformed or not, the connection goes over to aiohttp for good, from the first byte of that request on, once all earlier
+replies are written: what is not plain is never judged here, so that there is one judge. Batches and streams go there too:
+aiohttp's share of a batch is lost in it (docs/adr/0019-fast-lane.md).
 """
 
 import asyncio

@@ -197,7 +197,7 @@ class ConsoleSettings(Section, frozen=True):
 
 
 class OtelSettings(Section, frozen=True):
-    """Traces by OpenTelemetry: needs `pip install 'weir[otel]'` (docs/monitoring.md)."""
+    """Traces by OpenTelemetry: needs `pip install 'weir[otel]'` (docs/guides/monitoring.md)."""
 
     endpoint: Annotated[str, Meta(pattern=r"^https?://")] | None = None  # OTLP/HTTP, such as http://127.0.0.1:4318/v1/traces
     share: Probability = 0.01  # of requests that are traced if they bring no traceparent, which decides otherwise
