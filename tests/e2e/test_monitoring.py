@@ -66,7 +66,7 @@ def _dashboard() -> list[Expression]:
     found += [
         Expression(f"annotation {note['name']}", note["expr"]) for note in dashboard["annotations"]["list"] if "expr" in note
     ]
-    return [Expression(place, text.replace("$__rate_interval", "10s").replace("$instance", ".*")) for place, text in found]
+    return [Expression(place, text.replace("$__rate_interval", "5m").replace("$instance", ".*")) for place, text in found]
 
 
 EXPRESSIONS = [*_alerts(), *_dashboard()]

@@ -1,7 +1,9 @@
 """`weir bench price`: smoke runs of the command, and the launcher of its arms against what the service promises."""
 
+import asyncio
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import msgspec
@@ -31,6 +33,12 @@ def _launch(tmp_path: Path, name: str, *options: str) -> tuple[Child, Target]:
     argv = [sys.executable, "-m", "service.price_arm", *options, "--data-dir", str(data_dir), "--set", "server.port=0"]
     child = Child(name, [*argv, "--set", "time.clock=stream"], tmp_path)
     return child, Target.parse(child.url, key)
+
+
+def _read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=10) as reply:
+        text: str = reply.read().decode()
+        return text
 
 
 async def _score_twice(target: Target) -> list[bytes]:
@@ -111,6 +119,23 @@ async def test_launcher_without_journal_and_index_breaks_it(tmp_path: Path) -> N
     # What is left is no data directory: the service sees that the journal lacks what a store has.
     with pytest.raises(BenchError, match="are missing here; restore the journal"):
         start_weir(tmp_path / "neither", tmp_path)
+
+
+async def test_launcher_without_metrics_answers_and_counts_nothing(tmp_path: Path) -> None:
+    """Replies are those of the service; /metrics has neither the requests nor the batch."""
+    child, target = _launch(tmp_path, "uncounted", "--without", "metrics")
+    try:
+        first, second = await _score_twice(target)
+        text = await asyncio.to_thread(_read, f"{child.url}/metrics")
+    finally:
+        child.stop()
+    assert b'"replayed":false' in first
+    assert b'"replayed":true' in second
+    assert 'weir_request_seconds_count{route="score"} 0.0' in text
+    assert 'weir_requests_total{route="score"' not in text
+    assert 'weir_tx_scored_total{scorer="onnx"} 0.0' in text
+    assert "weir_batch_rows_count 0.0" in text
+    assert "weir_loop_lag_seconds_count 0.0" in text or "weir_loop_lag_seconds_count" not in text
 
 
 @pytest.mark.parametrize("argument", ["price_arm", "--without", "--timed"])
