@@ -1,5 +1,6 @@
 """`weir bench soak`: the command line, its tables on the terminal and its page."""
 
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,8 @@ def soak(
             slope_max=slope_max,
             settings=tuple(settings or ()),
         )
+        # As Ctrl-C: whatever was started, sleeping owners of stores among them, ends with this.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         result = uvloop.run(run_soak(options, work_dir, say))
         for table in tables(result):
             print_table(*table)

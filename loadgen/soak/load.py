@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ TICK_S = 0.02  # between two looks at what is due
 ENTITY_KINDS = {"card": "card_id", "merchant": "merchant_id", "device": "device_id", "ip": "ip"}
 LABEL_TS = 1_775_000_000_000  # ms; after the stream
 SHARES = (("single", 0.4), ("batch", 0.75), ("stream", 1.0))  # cumulative, of requests
+
+TIER_AWAY = re.compile(rb'problem:tier-unavailable".*"detail":"(\w+):')  # a 503 of one tier: GET of an entity that only it has
 
 _encode = msgspec.json.Encoder().encode
 
@@ -96,7 +99,9 @@ class Load:
             else:
                 if status not in (429, 500, 503):
                     return status, raw if path == "/metrics" or not raw else json.loads(raw)
-                self.book.note(f"status {status}", began_s, f"{method} {what or path}: {raw[:200]!r}")
+                tier = TIER_AWAY.search(raw)
+                kind = f"degraded {tier[1].decode()}" if tier else f"status {status}"
+                self.book.note(kind, began_s, f"{method} {what or path}: {raw[:200]!r}")
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, BACKOFF_S_MAX)
         raise GaveUp
