@@ -15,6 +15,7 @@ import pytest
 import typer.main
 
 from gocore.locate import SERVER
+from loadgen.bench.stores import missing_stores
 from service.__main__ import build_app
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def test_page_commands_run(
             pytest.skip(f"{tool} is not installed")
     if "time" in page.needs and not run_page.whole:
         pytest.skip("takes several seconds; make docs-test runs it")
+    if any("--embedded" in block.text for block in page.blocks if block.is_run(run_page.whole)) and missing_stores():
+        pytest.skip(str(missing_stores()))
     if "go" in page.needs and not SERVER.is_file():
         pytest.skip(f"{SERVER.name} is not built; make go builds it (it needs Go and a C compiler)")
     environment: dict[str, str] = {}
