@@ -30,6 +30,8 @@ from service.ticket import Answer
 from service.tracing import Trace, Tracing
 
 HEAD_BYTES_MAX: Final = 4_096  # a longer head is not plain; aiohttp's own limits lie above
+# A longer body is not plain: aiohttp looks at the key before it reads one, here it is read first. A transaction has 300 bytes.
+BODY_BYTES_MAX: Final = 16 * 1024
 PENDING_MAX: Final = 64  # requests of one connection under way; what comes after waits in the socket
 BUFFER_BYTES_MAX: Final = 256 * 1024  # unread bytes of one connection while replies are pending
 SWEEP_INTERVAL_S: Final = 1.0
@@ -292,7 +294,7 @@ class FastLane:
         self.tracing = tracing
         self.other = other
         self.connections: set[_Connection] = set()
-        self.heads = PlainHeads(server.body_bytes_max)
+        self.heads = PlainHeads(min(server.body_bytes_max, BODY_BYTES_MAX))
         self.keys = keys
         self._admit = keys.admit
         self._check_started = check_started

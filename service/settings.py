@@ -39,6 +39,8 @@ class ServerSettings(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080  # 0: any free port; the ready line names it
     body_bytes_max: Annotated[int, Meta(ge=1024, le=64 * MIB)] = MIB  # bytes, every route but batches
     batch_body_bytes_max: Annotated[int, Meta(ge=1024, le=256 * MIB)] = 8 * MIB  # bytes
+    # bytes of the bodies of all batches that are being read or scored; beyond it 429. At least batch_body_bytes_max
+    bodies_bytes_max: Annotated[int, Meta(ge=1024, le=1 << 40)] = 256 * MIB
     batch_rows_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000  # transactions in one batch request
     request_deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 5_000  # ms; 0: none
     head_deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 10_000  # ms for a whole head, from its first byte on; 0: none
@@ -282,6 +284,10 @@ def _check_together(settings: Settings, sources: Sources) -> None:
     if getattr(settings.server, given) is not None and getattr(settings.server, missing) is None:
         text = f"server.{given} is set without server.{missing}: give both or none"
         sources.refuse_together(f"server.{missing}", f"server.{given}", text)
+    server = settings.server
+    if server.bodies_bytes_max < server.batch_body_bytes_max:
+        limit = f"at least server.batch_body_bytes_max, {server.batch_body_bytes_max}"
+        refuse("server.bodies_bytes_max", "server.batch_body_bytes_max", limit)
     journal = settings.journal
     if 0 < journal.bytes_max < SEGMENTS_MIN * journal.segment_bytes:  # whole segments are trimmed, the newest never
         limit = f"0 or at least {SEGMENTS_MIN} times journal.segment_bytes, {SEGMENTS_MIN * journal.segment_bytes}"

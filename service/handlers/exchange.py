@@ -13,6 +13,7 @@ from aiohttp import web
 
 from features.transaction import ID_LENGTH_MAX
 from service.auth import KeyRing, Role
+from service.bodies import Bodies
 from service.console.sessions import COOKIE, CSRF_HEADER, Sessions
 from service.errors import (
     PROBLEM_CONTENT_TYPE,
@@ -52,6 +53,7 @@ class Front(msgspec.Struct, frozen=True):
     settings: Settings
     sessions: Sessions
     feed: Feed
+    bodies: Bodies
     tracing: Tracing | None = None
 
     def role_of(self, request: web.Request) -> Role:

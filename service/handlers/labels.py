@@ -13,9 +13,10 @@ def routes(front: Front) -> list[Route]:
 
     async def label(request: web.Request) -> web.Response:
         read_flags(request)
-        body = await read_body(request, server.batch_body_bytes_max, server.request_deadline_ms)
-        labels = decode_labels(body, server.batch_rows_max)
-        front.allowance(request).spend(len(labels) - 1)
-        return json_reply(encode_labels(await front.engine.label(labels)))
+        with front.bodies.hold(request, server.batch_body_bytes_max):
+            body = await read_body(request, server.batch_body_bytes_max, server.request_deadline_ms)
+            labels = decode_labels(body, server.batch_rows_max)
+            front.allowance(request).spend(len(labels) - 1)
+            return json_reply(encode_labels(await front.engine.label(labels)))
 
     return [Route("POST", "/v1/labels", "labels", Role.INGEST, label)]

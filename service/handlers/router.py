@@ -13,6 +13,7 @@ import structlog
 from aiohttp import HttpVersion11, web
 
 from service.auth import KeyRing, log_refusal, require
+from service.bodies import Bodies
 from service.console.sessions import Sessions
 from service.correlation import REQUEST_ID, TRACEPARENT, TRACESTATE, clean_request_id, loggable
 from service.errors import (
@@ -61,8 +62,9 @@ def build_web_app(
     """The aiohttp application of the service. It owns no tasks and closes nothing."""
     feed = Feed(engine, metrics, settings.console)
     sessions = Sessions(keys, settings.console)
-    front = Front(engine, ScoreCalls(engine, metrics, settings.server), keys, metrics, settings, sessions, feed, tracing)
     server = settings.server
+    bodies = Bodies(server.bodies_bytes_max)
+    front = Front(engine, ScoreCalls(engine, metrics, server), keys, metrics, settings, sessions, feed, bodies, tracing)
     # aiohttp's own limit only bounds what is read at all; each route has its own (exchange.read_body).
     app = web.Application(client_max_size=max(server.body_bytes_max, server.batch_body_bytes_max) + 1)
     app.on_shutdown.append(lambda _: _end(feed))

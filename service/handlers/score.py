@@ -36,8 +36,9 @@ def routes(front: Front) -> list[Route]:
 
     async def score_batch(request: web.Request) -> web.Response:
         flags = score_flags(request)
-        body = await read_body(request, server.batch_body_bytes_max, deadline_ms)
-        reply, content_type = await calls.batch(body, request.content_type.lower(), flags, front.allowance(request))
+        with front.bodies.hold(request, server.batch_body_bytes_max):
+            body = await read_body(request, server.batch_body_bytes_max, deadline_ms)
+            reply, content_type = await calls.batch(body, request.content_type.lower(), flags, front.allowance(request))
         return json_reply(reply, content_type=content_type)
 
     async def score_stream(request: web.Request) -> web.StreamResponse:

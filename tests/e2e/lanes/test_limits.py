@@ -1,5 +1,6 @@
 """How many connections, and how fast a key: the same answer in both lanes, and one count for both."""
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -175,3 +176,50 @@ def test_stream_is_slowed_down_and_ends_with_its_key(make_lanes: MakeLanes) -> N
         assert all(row.get("outcome") for row in rows)
         assert elapsed > 1.4  # 100 rows are 2.5 s of its rate, of which one second at once
     lanes.both(lambda lane: lane.assert_well())
+
+
+def test_bodies_without_a_key_cost_no_memory(make_lanes: MakeLanes) -> None:
+    """300 strangers announce a megabyte each and send most of it: none of it is kept, whatever the lane."""
+    n_strangers, n_bytes = 300, 900_000
+
+    def run(lane: "Lane") -> int:
+        before = lane.rss_bytes()
+        head = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer nobody\r\nContent-Length: 1000000\r\n\r\n"
+        held = []
+        for _ in range(n_strangers):
+            connection = lane.connect()
+            connection.socket.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):  # it is not read from any more
+                connection.send([head + b" " * n_bytes])
+            held.append(connection)
+        grown = lane.rss_bytes() - before
+        assert all(b" 401 " in connection.buffer or connection._receive(time.monotonic() + 5) for connection in held)
+        for connection in held:
+            connection.close()
+        return grown
+
+    for grown in make_lanes("server.request_deadline_ms=20000").both(run):
+        assert grown < n_strangers * n_bytes / 4, f"{grown >> 20} MiB"
+
+
+def test_batches_together_are_bounded(make_lanes: MakeLanes) -> None:
+    """While one large batch is being sent there is no room for a second one: 429 before it is read; afterwards there is."""
+    lanes = make_lanes(
+        "server.batch_body_bytes_max=100000", "server.bodies_bytes_max=150000", "server.request_deadline_ms=20000"
+    )
+
+    def run(lane: "Lane") -> list[int]:
+        body = b"[" + b",".join([tx("one"), tx("two")]) + b"]" + b" " * 80_000
+        head = HEAD.replace(b"/v1/score", b"/v1/score/batch") + b"Content-Length: %d\r\n\r\n" % len(body)
+        first = connect(lane, head + body[:1000])
+        reply_to(lane, LIVEZ)  # by then it has been read
+        second = reply_to(lane, head + body)
+        small = reply_to(lane, score("small", b"/v1/score/batch"))
+        first.send([body[1000:]])
+        third = first.reply()
+        assert third is not None
+        first.close()
+        assert b"server.bodies_bytes_max = 150000" in second.body
+        return [second.status, small.status, third.status, reply_to(lane, head + body).status]
+
+    assert lanes.both(run) == ([429, 200, 200, 200], [429, 200, 200, 200])
