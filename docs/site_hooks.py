@@ -1,13 +1,9 @@
 """Hooks of mkdocs.yml: pages that are generated while the site is built, and a look at what came out.
 
-The command line's page is typer's own help, the routes of the HTTP page are those that the service registers: neither can be
-out of date. After the build no file of the site may load anything from another host; links that a reader clicks may go there.
+The command line's page is typer's own help, the calls of the HTTP page are those of the OpenAPI document: neither can be out of
+date. After the build no file of the site may load anything from another host; links that a reader clicks may go there.
 """
 
-import ast
-import importlib
-import importlib.util
-import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +14,13 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
-from service import handlers
 from service.__main__ import build_app
+from service.openapi import document
 
 HELP_WIDTH = 100
 ROUTES_MARK = "<!-- routes -->"
-# Written by other parts of the project; left out of the navigation as long as they are not there.
-WHERE_PRESENT = ("reference/settings.md", "reference/metrics.md", "explanation/threat-model.md")
+# Written by others at the same time; out of the navigation as long as they are not there.
+WHERE_PRESENT = ("monitoring.md", "explanation/threat-model.md")
 BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "minLength": "of", "maxLength": "to"}
 # What makes a browser fetch something when a page is opened.
 LOADS = re.compile(
@@ -40,14 +36,11 @@ ASKS_FOR_MORE = re.compile(r"""class=["'][^"']*\bmermaid\b|data-md-component=["'
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add results and decisions to the navigation; leave out what is not written yet."""
-    docs = Path(config.docs_dir)
-    nav: list[Any] = []
-    for entry in config.nav or []:
+    docs, nav = Path(config.docs_dir), list[Any](config.nav or [])
+    for entry in nav:
         for name, pages in entry.items():
-            kept = pages
             if isinstance(pages, list):
-                kept = [page for page in pages if page not in WHERE_PRESENT or (docs / page).is_file()]
-            nav.append({name: kept})
+                entry[name] = [page for page in pages if page not in WHERE_PRESENT or (docs / page).is_file()]
     for name, folder in (("Results", "results"), ("Decisions", "adr")):
         nav.append({name: [f"{folder}/{path.name}" for path in sorted((docs / folder).glob("*.md"))]})
     config.nav = nav
@@ -62,7 +55,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Put the routes where a page asks for them."""
-    return markdown.replace(ROUTES_MARK, http_calls()) if ROUTES_MARK in markdown else markdown
+    return markdown.replace(ROUTES_MARK, openapi_calls(document())) if ROUTES_MARK in markdown else markdown
 
 
 def on_post_build(config: MkDocsConfig) -> None:
@@ -100,21 +93,14 @@ def _commands(command: Any, words: str) -> Iterator[tuple[str, str]]:
         yield from _commands(command.commands[name], f"{words} {name}")
 
 
-def http_calls() -> str:
-    """Every call as markdown: from the OpenAPI document where the service has one, else the routes that it registers."""
-    if importlib.util.find_spec("service.openapi") is None:
-        return routes_table()
-    return openapi_calls(importlib.import_module("service.openapi").document())
-
-
-def openapi_calls(document: dict[str, Any]) -> str:
+def openapi_calls(openapi: dict[str, Any]) -> str:
     """A section for each tag, in it each call with its role, parameters, body and replies; then the fields of all schemas."""
     by_tag: dict[str, list[str]] = {}
-    for path, operations in document["paths"].items():
+    for path, operations in openapi["paths"].items():
         for method, operation in operations.items():
             by_tag.setdefault(operation.get("tags", ["other"])[0], []).append(_call(method.upper(), path, operation))
     parts = [f"### {tag}\n\n" + "\n".join(calls) for tag, calls in by_tag.items()]
-    schemas = document.get("components", {}).get("schemas", {})
+    schemas = openapi.get("components", {}).get("schemas", {})
     fields = [_schema(name, schema) for name, schema in sorted(schemas.items()) if schema.get("properties")]
     return "\n\n".join([*parts, "### Bodies and replies\n\n" + "\n\n".join(fields)])
 
@@ -175,35 +161,3 @@ def _type(schema: dict[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def routes_table() -> str:
-    """Every route that the service registers: call, role, metric name, as a markdown table."""
-    rows = [f"| `{method} {path}` | {role or 'none'} | `{name}` |" for method, path, name, role in routes()]
-    return "\n".join(["| call | key's role, at least | `route` in metrics |", "|---|---|---|", *rows])
-
-
-def routes() -> list[tuple[str, str, str, str | None]]:
-    """(method, path, name, role) of each `Route(...)` that the handlers make, read from their source."""
-    found = []
-    for info in sorted(pkgutil.iter_modules(handlers.__path__), key=lambda info: info.name):
-        if info.name == "router":  # its own are refusals
-            continue
-        module = importlib.import_module(f"{handlers.__name__}.{info.name}")
-        tree = ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Route":
-                found += [_values(node.args[:4], module, path) for path in _paths(node.args[1], module)]
-    made = {(path, method, name, None if role is None else role.name.lower()) for method, path, name, role in found if path}
-    return [(method, path, name, role) for path, method, name, role in sorted(made, key=lambda row: row[:2])]
-
-
-def _paths(argument: ast.expr, module: Any) -> list[str | None]:
-    """What the loop variable `path` of the inference routes stands for; [None] where there is no loop."""
-    uses_loop = any(isinstance(node, ast.Name) and node.id == "path" for node in ast.walk(argument))
-    return [module._MODEL, module._VERSION] if uses_loop else [None]
-
-
-def _values(arguments: list[ast.expr], module: Any, path: str | None) -> list[Any]:
-    names = vars(module) | ({} if path is None else {"path": path})
-    return [eval(compile(ast.Expression(argument), "route", "eval"), names) for argument in arguments]

@@ -62,6 +62,9 @@ class PlainHeads:
         self._known: dict[bytes, PlainHead] = {}
         self._body_bytes_max = body_bytes_max
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def find(self, text: bytes) -> PlainHead | None:
         """The plain head that these bytes are, or None.
 

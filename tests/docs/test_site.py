@@ -92,14 +92,3 @@ def test_calls_of_an_openapi_document_are_told(hooks: ModuleType) -> None:
         "| `id` | string (of 1 to 128) | required |", "| `mcc` | integer (from 0) or null |",
     ):  # fmt: skip
         assert part in text
-
-
-def test_routes_are_those_of_the_service(hooks: ModuleType) -> None:
-    """Some that have to be there with their roles, none of the router's refusals, inference both with and without a version."""
-    routes = {(method, path): role for method, path, _, role in hooks.routes()}
-    assert routes["POST", "/v1/score"] == "ingest"
-    assert routes["DELETE", "/v1/entities/{kind}/{id}"] == "analyst"
-    assert routes["GET", "/livez"] is None
-    assert ("POST", "/v2/models/{name}/infer") in routes
-    assert ("POST", "/v2/models/{name}/versions/{version}/infer") in routes
-    assert all(method != "*" for method, _ in routes)

@@ -1,14 +1,9 @@
 """Request ids and traceparents: what is taken, what is not, what is never logged."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
 from service.correlation import Parent, clean_request_id, loggable, parse_traceparent
-from service.fastlane import FastLane
-from service.metrics import Metrics
-from service.settings import ServerSettings
+from service.plain_head import PlainHeads
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -72,29 +67,21 @@ def test_card_number_in_a_request_id_is_not_logged(request_id: str, is_shown: bo
     assert loggable(request_id) == (request_id if is_shown else "***")
 
 
-def _lane() -> FastLane:
-    keys = SimpleNamespace(role_of=None, admit=None)
-    arguments: list[Any] = [None, keys, Metrics(), ServerSettings(), None, None]
-    return FastLane(*arguments)
-
-
-def test_fast_lane_knows_a_head_whatever_its_ids() -> None:
+def test_plain_heads_know_a_head_whatever_its_ids() -> None:
     """What differs in every request is cut out: one head is remembered, and each request keeps its own ids."""
-    lane = _lane()
+    heads = PlainHeads(1_000)
     for number in range(50):
         lines = (f"X-Request-Id: r-{number}", f"traceparent: 00-{number + 1:032x}-{SPAN}-01", "tracestate: a=1, b=2")
         for order in (lines, tuple(reversed(lines))):
             text = "\r\n".join(["POST /v1/score HTTP/1.1", order[0], "Host: x", *order[1:], "Content-Length: 7", "", ""])
-            head = lane.learn(text.encode())
+            head = heads.find(text.encode())
             assert head is not None
-            assert (head.length, head.request_id, head.tracestate) == (7, f"r-{number}", "a=1, b=2")
+            assert (head.size - len(head.text), head.request_id, head.tracestate) == (7, f"r-{number}", "a=1, b=2")
             assert head.traceparent == f"00-{number + 1:032x}-{SPAN}-01"
-    assert len(lane.heads) == 1
-    (known,) = lane.heads.values()
-    assert (known.request_id, known.traceparent) == (None, None)
+    assert len(heads) == 1
 
 
-def test_fast_lane_leaves_ids_that_come_twice_to_aiohttp() -> None:
+def test_plain_heads_leave_ids_that_come_twice_to_aiohttp() -> None:
     """One judge for what is not plain."""
     text = "POST /v1/score HTTP/1.1\r\nHost: x\r\nX-Request-Id: a\r\nx-request-id: b\r\nContent-Length: 7\r\n\r\n"
-    assert _lane().learn(text.encode()) is None
+    assert PlainHeads(1_000).find(text.encode()) is None
