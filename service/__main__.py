@@ -24,6 +24,7 @@ from service.logs import configure_logs
 from service.settings import Settings, load_settings
 from service.skew import check_report, check_skew, table
 from service.skew_note import write_note
+from service.store_url import warn_of_arguments
 
 _OWN_COMMANDS: Final = ("serve", "keys", "config", "doctor")
 _OWN_PACKAGES: Final = ("service", "features", "gocore", "models", "loadgen")
@@ -109,6 +110,7 @@ def serve(
     }
     merged = _settings(config, [*(settings or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
     configure_logs()
+    warn_of_arguments(sys.argv)
     service_app.run(merged, accept_loss=accept_loss)
 
 

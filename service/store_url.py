@@ -1,11 +1,18 @@
 """The URL of a store with the password that a file holds: so it stands in no process list, environment or configuration."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 from urllib.parse import quote, urlsplit, urlunsplit
+
+import structlog
 
 from service.errors import StartError
 
-PASSWORD_BYTES_MAX = 4096  # of the file
+PASSWORD_BYTES_MAX: Final = 4096  # of the file
+_PASSWORD: Final = re.compile(r"(redis|rediss|unix|postgres|postgresql)://[^:/@\s]*:[^@/\s]+@")
+_log = structlog.get_logger(__name__)
 
 
 def with_password(url: str, file: Path | None, setting: str) -> str:
@@ -29,3 +36,13 @@ def with_password(url: str, file: Path | None, setting: str) -> str:
         raise StartError(f"{field}: the first line of {file} is empty", field)
     user, at, place = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user if at else ''}:{quote(password, safe='')}@{place}"))
+
+
+def warn_of_arguments(arguments: Iterable[str]) -> None:
+    """A line in the log if a command line, which everybody on the machine can read, holds a store's password."""
+    stores = sorted({found[1] for argument in arguments if (found := _PASSWORD.search(argument))})
+    if stores:
+        fix = "give it in a file: redis.password_file, postgres.password_file"
+        _log.warning(
+            "a password stands on the command line, for everybody to read", url=[f"{s}://..." for s in stores], fix=fix
+        )

@@ -4,9 +4,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.errors import StartError
-from service.store_url import with_password
+from service.store_url import warn_of_arguments, with_password
 
 NASTY = "p@ss:w/ord?#%ü"
 
@@ -55,3 +56,22 @@ def test_bad_password_file_names_the_setting_and_no_secret(tmp_path: Path, url: 
     assert raised.value.field == "redis.password_file"
     assert "secret" not in str(raised.value)
     assert "inline" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "is_told"),
+    [
+        ("redis.url=redis://weir:hunter2@h:1/0", True),
+        ("postgres.url=postgresql://:hunter2@h/d", True),
+        ("redis.url=redis://weir@h:1/0", False),
+        ("redis.url=redis://h:6379/0", False),
+        ("postgres.url=postgresql://weir@/d?host=%2Frun", False),
+        ("model=/a:b@c", False),
+    ],
+)
+def test_password_on_the_command_line_is_told_but_not_shown(argument: str, is_told: bool) -> None:
+    """The warning names the kind of store and the fix."""
+    with capture_logs() as entries:
+        warn_of_arguments(["weir", "serve", "--set", argument])
+    assert bool(entries) == is_told
+    assert "hunter2" not in repr(entries)
