@@ -261,7 +261,7 @@ class Prometheus(Child):
         target.mkdir(mode=0o700, exist_ok=True)
         for file in source.glob("*.yml"):
             text = file.read_text(encoding="utf-8").replace("weir:8080", f"127.0.0.1:{self._weir_port}")
-            (target / file.name).write_text(text, encoding="utf-8")
+            (target / file.name).write_text(text.replace("localhost:9090", f"127.0.0.1:{self.port}"), encoding="utf-8")
         return [
             self._program, f"--config.file={target / 'prometheus.yml'}", f"--storage.tsdb.path={self.dir}",
             f"--web.listen-address=127.0.0.1:{self.port}",

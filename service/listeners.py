@@ -65,7 +65,7 @@ class Listeners:
         tls = None
         if settings.tls_cert is not None and settings.tls_key is not None:
             tls = _Tls(settings.tls_cert, settings.tls_key)
-        tcp = _bind_tcp(settings.host, settings.port)
+        tcp = _bind_tcp(settings.host, settings.port, settings.reply_deadline_ms)
         try:
             unix = None if settings.unix_socket is None else _UnixSocket(settings.unix_socket)
         except StartError:
@@ -192,13 +192,15 @@ def _doubt_about(context: ssl.SSLContext, cert: Path) -> str:
     return ""
 
 
-def _bind_tcp(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet."""
+def _bind_tcp(host: str, port: int, reply_deadline_ms: int) -> socket.socket:
+    """A bound socket that does not listen yet; `reply_deadline_ms`: for clients that do not read, 0 for none."""
     with ExitStack() as stack:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             listener = stack.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; inherited by every connection, so nothing has to watch them
+                listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, reply_deadline_ms)
             listener.bind(address)
         except OSError as error:
             raise _cannot_listen(host, port, error) from None

@@ -45,6 +45,8 @@ class ServerSettings(Section, frozen=True):
     request_deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 5_000  # ms; 0: none
     head_deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 10_000  # ms for a whole head, from its first byte on; 0: none
     idle_deadline_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 75_000  # ms without a request, then it is closed; 0: none
+    # ms that a reply may wait for a client that does not read; then the connection is reset (Linux, TCP). 0: never
+    reply_deadline_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 60_000
     connections_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 4_096  # open at a time; one more gets a 503 and is closed
     # of one address (IPv6: its /64) at a time; 0: no limit. Not applied to the UNIX socket
     connections_per_address_max: Annotated[int, Meta(ge=0, le=1_000_000)] = 1_024

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -223,3 +224,25 @@ def test_batches_together_are_bounded(make_lanes: MakeLanes) -> None:
         return [second.status, small.status, third.status, reply_to(lane, head + body).status]
 
     assert lanes.both(run) == ([429, 200, 200, 200], [429, 200, 200, 200])
+
+
+def test_client_that_never_reads_is_reset(make_lanes: MakeLanes) -> None:
+    """A reply that lies unread holds its connection for server.reply_deadline_ms and no longer: there is room again."""
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        pytest.skip("this system has no TCP_USER_TIMEOUT")
+    lanes = make_lanes("server.connections_max=1", "server.reply_deadline_ms=1000", "server.idle_deadline_ms=0")
+    rows = b"[" + b",".join([b"{}"] * 9_000) + b"]"  # 27 kB, and a reply of 2 MB
+    head = HEAD.replace(b"/v1/score", b"/v1/score/batch") + b"Content-Length: %d\r\n\r\n" % len(rows)
+
+    def run(lane: "Lane") -> int:
+        deaf = lane.connect(receive_bytes=4096)
+        deaf.send([lane.fill_in(head) + rows])
+        deadline, n_refused = time.monotonic() + 30, 0
+        while reply_to(lane, LIVEZ).status == 503:
+            n_refused += 1
+            assert time.monotonic() < deadline, "it is held for ever"
+            time.sleep(0.1)
+        deaf.close()
+        return n_refused
+
+    assert all(n_refused > 0 for n_refused in lanes.both(run))
