@@ -373,3 +373,19 @@ def make_lanes(tmp_path: Path) -> Iterator[Callable[..., Lanes]]:
             return stack.enter_context(_running(tmp_path, *settings))
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def keep_lanes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Lanes]]:
+    """As make_lanes, but the same settings give the same two, to the end of the module."""
+    kept: dict[tuple[str, ...], Lanes] = {}
+    with contextlib.ExitStack() as stack:
+
+        def keep(*settings: str) -> Lanes:
+            if settings not in kept:
+                kept[settings] = stack.enter_context(_running(tmp_path_factory.mktemp("kept"), *settings))
+            return kept[settings]
+
+        yield keep
+        for both in kept.values():
+            _stop_and_look(both)
