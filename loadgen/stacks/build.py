@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import Distribution, distributions, requires
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from packaging.utils import NormalizedName, canonicalize_name
 from gocore.build import c_compiler, find_go
 from gocore.locate import onnxruntime_library
 from loadgen.bench.children import STDERR_TAIL, BenchError
-from loadgen.stacks.launch import run_tool
 from loadgen.stacks.manifest import (
     BUILT,
     DATA,
@@ -103,11 +102,16 @@ def make_venv(say: Say, data: Path = DATA, *, again: bool = False) -> Took:
     clock = _Clock()
     if not python.is_file():
         say(f"making {python.parents[1]}")
-        subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
+        made = subprocess.run(
+            [sys.executable, "-m", "venv", str(python.parents[1])], capture_output=True, text=True, check=False
+        )
+        if made.returncode:
+            # Debian's Python without python3-venv says so on stdout.
+            raise BenchError(f"the stacks' environment: {(made.stdout + made.stderr)[-STDERR_TAIL:].strip()}")
     say(f"installing {', '.join(wanted)}")
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
     log = data / f"venv-{LOG}"
-    if run_tool(command, data, os.environ, log):
+    if _run_tool(command, data, os.environ, log):
         raise BenchError(f"the stacks' environment: pip failed: {_tail(log)}")
     took = clock.took()
     (data / VENV_TOOK).write_bytes(msgspec.json.encode(took))
@@ -169,12 +173,18 @@ def _run_build(stack: Stack, folder: Path, say: Say, data: Path) -> Took:
     clock = _Clock()
     argv, log = filled(stack, stack.build, data), folder / LOG
     try:
-        code = run_tool(argv, stack.here, environment, log)
+        code = _run_tool(argv, stack.here, environment, log)
     except OSError as error:
         raise BenchError(f"{stack.name}: {argv[0]} cannot be started: {error}") from None
     if code:
         raise BenchError(f"{stack.name}: the build ended with code {code}, {log}: {_tail(log)}")
     return clock.took()
+
+
+def _run_tool(argv: Sequence[str], here: Path, environment: Mapping[str, str], log: Path) -> int:
+    """Run a command in `here`, its output into `log`; the exit code. Raises OSError if it cannot be started."""
+    with log.open("wb") as output:
+        return subprocess.run(argv, cwd=here, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
 
 
 def _link_onnxruntime(folder: Path) -> None:

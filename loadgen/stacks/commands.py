@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from loadgen.stacks.build import build_stack, make_venv
 from loadgen.stacks.check import Finding, check_stack
 from loadgen.stacks.database import database
 from loadgen.stacks.launch import StackSettings, start_stack
-from loadgen.stacks.manifest import DATA, Built, Stack, load_built, load_stack, load_stacks, missing, venv_python
+from loadgen.stacks.manifest import DATA, Built, Stack, load_built, load_stack, load_stacks, missing, missing_to_build
 from loadgen.stacks.reference import Reference
 from loadgen.stacks.seed import Population, seed_database
 from loadgen.stacks.weights import export_models
@@ -60,19 +60,16 @@ def build(names: Names = None, data_dir: DataDir = DATA, again: Again = False) -
     with one_line_errors("stacks"):
         stacks = _named(names)
         data_dir.mkdir(parents=True, exist_ok=True)
-        if any(f"python:{package}" in stack.needs for stack in stacks for package in OWN_ENVIRONMENT):
-            wanted = [stack for stack in stacks if (missing(stack, data_dir) or "").startswith("Python package")]
-            if wanted or again or not venv_python(data_dir).is_file():
-                say(f"{make_venv(say, data_dir, again=again).seconds:,.0f} s for packages")
-        failed = False
+        failed = not _fill_environment(stacks, data_dir, again=again)
         for stack in stacks:
+            if reason := missing_to_build(stack, data_dir):
+                say(f"{stack.name} is skipped: {reason}")
+                continue
             try:
                 built = build_stack(stack, say, data_dir, again=again)
             except BenchError as error:
-                # A tool that is not here is no failure; a build that breaks is.
-                skipped = missing(stack, data_dir) and "the build ended" not in str(error)
-                say(f"{'skipped' if skipped else 'failed'}: {error}")
-                failed |= not skipped
+                say(f"failed: {error}")
+                failed = True
                 continue
             if built is None:
                 say(f"{stack.name}: as it was")
@@ -118,6 +115,19 @@ def check(
             say(f"{name}: {finding.what}: {finding.problem}")
     if failures:
         raise typer.Exit(1)
+
+
+def _fill_environment(stacks: Sequence[Stack], data_dir: Path, *, again: bool) -> bool:
+    """Install what stacks need and this environment must not have. False: that failed, and others can be built all the same."""
+    own = [stack for stack in stacks if any(f"python:{package}" in stack.needs for package in OWN_ENVIRONMENT)]
+    if not own or not (again or any(missing_to_build(stack, data_dir) for stack in own)):
+        return True
+    try:
+        say(f"{make_venv(say, data_dir, again=again).seconds:,.0f} s for packages")
+    except BenchError as error:
+        say(f"failed: {error}")
+        return False
+    return True
 
 
 def _check_one(

@@ -14,7 +14,6 @@ import http.client
 import os
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,9 +135,3 @@ def _end(pids: Sequence[int], patience_s: float = END_S) -> None:
     for pid in filter(is_running, pids):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def run_tool(argv: Sequence[str], here: Path, environment: Mapping[str, str], log: Path) -> int:
-    """Run a build command in `here`, its output into `log`; the exit code. Raises OSError if it cannot be started."""
-    with log.open("wb") as output:
-        return subprocess.run(argv, cwd=here, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode

@@ -249,6 +249,26 @@ def test_build_of_an_unknown_stack_is_one_line(tmp_path: Path) -> None:
     assert "no stack 'nothing'" in result.output
 
 
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"needs": '["pkg:no-such-package-dev"]', "build": '["make"]'}, 0, "one is skipped: "),
+        ({"build": '["{python}", "-c", "raise SystemExit(3)"]'}, 1, "failed: one: the build ended with code 3"),
+    ],
+)
+def test_build_skips_what_cannot_be_built_and_fails_where_a_build_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, str], code: int, words: str
+) -> None:
+    """A tool that is not here is no failure; a build that breaks is, and the next stack is built all the same."""
+    write(tmp_path / "src", **fields)
+    write(tmp_path / "src", "two", build='["{python}", "-c", "pass"]')
+    monkeypatch.setattr("loadgen.stacks.commands.load_stacks", lambda: load_stacks(tmp_path / "src"))
+    result = CliRunner().invoke(app, ["build", "--data-dir", str(tmp_path / "data")])
+    assert result.exit_code == code
+    assert words in result.output
+    assert "\ntwo: " in result.output
+
+
 def unpack(content: bytes) -> dict[str, np.ndarray]:
     """A safetensors file, read as its specification says."""
     length = int.from_bytes(content[:8], "little")
