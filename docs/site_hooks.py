@@ -19,8 +19,8 @@ from service.openapi import document
 
 HELP_WIDTH = 100
 ROUTES_MARK = "<!-- routes -->"
-# Written by others at the same time; out of the navigation as long as they are not there.
-WHERE_PRESENT = ("monitoring.md", "explanation/threat-model.md")
+# Written at the same time by others; out of the navigation as long as it is not there.
+WHERE_PRESENT = ("explanation/threat-model.md",)
 BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "minLength": "of", "maxLength": "to"}
 # What makes a browser fetch something when a page is opened.
 LOADS = re.compile(
