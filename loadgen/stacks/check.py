@@ -25,10 +25,10 @@ ASK_TIMEOUT_S = 30.0
 N_SINGLES = 40
 BATCHES = (1, 16, 64)
 N_PICTURES = 3
-# Decoders of JPEG differ by a step of 255 here and there, and random weights amplify that: Go's moves scores by up to 26 %.
-JPEG_TOLERANCE = 0.5  # of the score, relative; libjpeg's are equal to the bit
-JPEG_BEST = 3  # a class among the reference's first three will do: a wrong picture hits one in 0.3 % of cases
-IMAGE_TOLERANCE = 1e-4  # of a score between runs of one model by one library; kernels differ by batch and thread count
+IMAGE_TOLERANCE = 5e-3  # of a score, relative; rounding in float32 moves it by 2e-4, another picture by far more
+# Decoders of JPEG differ by a step of 255 here and there: Go's moves scores by up to 3 %, libjpeg's are equal to the bit.
+JPEG_TOLERANCE = 0.1  # of a score, relative
+JPEG_BEST = 2  # a class among the reference's first two will do, since two may be next to equal
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -170,7 +170,7 @@ def _picture_problem(asker: Asker, kind: str, number: int, reference: Reference)
     if prediction.label not in best:
         return f"class {prediction.label} instead of {' or '.join(map(str, best))}"
     expected = float(scores[prediction.label])
-    allowed = JPEG_TOLERANCE * expected if jpeg else IMAGE_TOLERANCE
+    allowed = (JPEG_TOLERANCE if jpeg else IMAGE_TOLERANCE) * expected
     if not abs(prediction.score - expected) <= allowed:
         return f"class {prediction.label}: score {prediction.score} instead of {expected}, ± {allowed:.2g}"
     return None

@@ -34,7 +34,8 @@ class _Writer:
     def convolve(self, name: str, inputs: int, outputs: int, size: int, stride: int, groups: int, relu6: bool) -> None:
         """A convolution with bias, its padding "same", and ReLU6 behind it if asked for."""
         fan_in = inputs // groups * size * size
-        gain = 2.0 if relu6 else 1.0  # He: half of the variance goes with the rectifier
+        # Half of He's variance: with all of it 52 layers amplify a pixel that is off by one until the class changes.
+        gain = 1.0 if relu6 else 0.5
         shape = (outputs, inputs // groups, size, size)
         weight = self._rng.standard_normal(shape, dtype=np.float32) * np.float32(np.sqrt(gain / fan_in))
         bias = self._rng.standard_normal(outputs, dtype=np.float32) * np.float32(0.1)
