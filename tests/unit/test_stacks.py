@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from loadgen.bench.children import BenchError
 from loadgen.stacks import build, launch
-from loadgen.stacks.build import build_stack, installed_bytes, wanted_packages
+from loadgen.stacks.build import build_stack, installed_bytes, make_venv, wanted_packages
 from loadgen.stacks.commands import app
 from loadgen.stacks.launch import StackSettings, start_stack
 from loadgen.stacks.manifest import (
@@ -26,6 +26,7 @@ from loadgen.stacks.manifest import (
     missing,
     python_of,
     stack_names,
+    venv_python,
 )
 from loadgen.stacks.mobilenet import initializers
 from loadgen.stacks.pictures import body_of, decode_jpeg, jpeg_of, picture, tensor_of
@@ -199,6 +200,20 @@ def test_wanted_packages_are_those_of_the_extra_alone() -> None:
     names = " ".join(wanted_packages())
     assert "torch" in names
     assert "rocksdict" not in names
+
+
+def test_environment_that_pip_cannot_fill_is_reported_with_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an index nothing can be installed: the package is named, and no time is written down."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    monkeypatch.setattr(build, "wanted_packages", lambda: ["no-such-package-of-weir"])
+    python = venv_python(tmp_path)
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')  # making a real environment takes 3 s
+    python.chmod(0o755)
+    with pytest.raises(BenchError, match=r"pip failed: [\s\S]*no-such-package-of-weir"):
+        make_venv(lambda _: None, tmp_path)
+    assert not (tmp_path / build.VENV_TOOK).exists()
 
 
 def settings() -> StackSettings:
