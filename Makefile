@@ -116,7 +116,7 @@ fmt: setup  ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup go  ## the benchmarks at full size (about an hour); JSON and pages into data/bench; see docs/benchmarks.md
+bench: setup go  ## the benchmarks at full size (about an hour and a quarter); JSON and pages into data/bench; see docs/benchmarks.md
 	@mkdir -p $(DATA)/bench
 	$(BIN)/weir bench ladder --json $(DATA)/bench/ladder.json
 	$(BIN)/weir bench scorers --json $(DATA)/bench/scorers.json --html $(DATA)/bench/scorers.html

@@ -16,6 +16,7 @@ from loadgen.bench.load.result import (
     make_run,
     merge,
     percentile_table,
+    pooled,
     void_reason,
 )
 from loadgen.bench.load.scenarios import judge_wrk, search_rate
@@ -101,6 +102,15 @@ def test_merged_percentiles_are_those_of_all_values() -> None:
     assert run.requests_per_s == 10_000 / 2.0
     assert run.send_lag_us is not None
     assert run.send_lag_us.max == 20
+
+
+def test_rounds_are_pooled_and_not_averaged() -> None:
+    """One round with a stall: a hundredth of its requests is a two hundredth of both rounds."""
+    calm = make_run("closed", JOB, [outcome([0.001] * 1_000)])
+    stalled = make_run("closed", JOB, [outcome([0.001] * 990 + [1.0] * 10)])
+    table = percentile_table(pooled([calm, stalled]))
+    assert (table["99"], table["99.9"], table["100"]) == (1_000, 1_000_000, 1_000_000)
+    assert pooled([calm, stalled]).get_total_count() == 2_000
 
 
 def test_failures_count_as_the_deadline() -> None:

@@ -43,7 +43,7 @@ class Run(msgspec.Struct):
     """One run. µs and requests per second; failures are in the latencies with the deadline. `percentiles` by "99.9".
 
     `offered_per_s`: of the open loop. `waited`: requests that found no free connection. `void`: why the run does not count.
-    `realtime`: workers went before all others on their cores.
+    `realtime`: workers went before all others on their cores. `histogram`: all latencies, HDR, encoded.
     """
 
     scenario: Scenario
@@ -59,6 +59,7 @@ class Run(msgspec.Struct):
     latency_us: LatencySummary
     percentiles: dict[str, int]
     curve: list[tuple[float, int]]
+    histogram: str
     send_lag_us: LatencySummary | None
     waited: int
     client_cpu_share: float
@@ -159,6 +160,7 @@ def make_run(scenario: Scenario, job: LoadJob, outcomes: Sequence[Outcome]) -> R
         latency_us=latency,
         percentiles=percentile_table(latencies),
         curve=percentile_curve(latencies),
+        histogram=str(latencies.encode(), "ascii") if latency.n else "",
         send_lag_us=lag,
         waited=sum(o.waited for o in outcomes),
         client_cpu_share=round(max(o.cpu_s for o in outcomes) / job.seconds, 3),
@@ -188,13 +190,9 @@ def percentile_table(histogram: HdrHistogram) -> dict[str, int]:
     return {f"{q:g}": min(int(histogram.get_value_at_percentile(q)), largest) for q in PERCENTILES}
 
 
-def pooled(runs: Sequence[Run]) -> dict[str, int]:
-    """Of several runs of the same thing: the median of each percentile (the largest of the maxima)."""
-    table = {}
-    for q in PERCENTILES:
-        values = sorted(run.percentiles[f"{q:g}"] for run in runs)
-        table[f"{q:g}"] = values[-1] if q == 100.0 else values[(len(values) - 1) // 2]
-    return table
+def pooled(runs: Sequence[Run]) -> HdrHistogram:
+    """All requests of several runs of the same thing in one histogram."""
+    return merge([run.histogram for run in runs], max((run.latency_us.max for run in runs), default=0))
 
 
 def find_knee(runs: Sequence[Run], p99_bound_us: float) -> float | None:

@@ -18,7 +18,7 @@ def make_caveats(options: StacksOptions, cells: Sequence[Cell], skipped: Mapping
         "Rivals share one Postgres; each of Weir's has its own stores. Their CPU is in the database's column.",
         "Loopback, no TLS, no network between server and database: with one, every read of a rival costs more.",
         "Memory is PSS at the ends of a run: shared pages are shared out, short peaks inside a run are missed.",
-        "Failures count with the deadline in all percentiles. Percentiles are medians over rounds, 100 % is the largest.",
+        "Failures count with the deadline in all percentiles, which are of all rounds together; rates are medians.",
         "In the open loop the generator goes before the stores on its core, where that is permitted (real-time priority).",
         "Sizes leave out Python and the system's libraries; Weir's own build time is not recorded.",
     ]

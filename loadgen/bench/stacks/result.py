@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from loadgen.bench.load.result import Run, pooled
+from loadgen.bench.load.result import Run, percentile_table, pooled
+from loadgen.recorder import percentile_curve
 from models.machine import Machine
 
 WEIR_ONNX, WEIR_GO, GO_SERVER = "weir onnx", "weir go", "weir-go"
@@ -48,7 +49,7 @@ class StacksOptions(msgspec.Struct, frozen=True):
 class Cell(msgspec.Struct):
     """One arm, workload, rows per request and number of cores: medians over the rounds. µs, ms of CPU, MiB of PSS.
 
-    `percentiles`: medians of each; 100 is the largest. `ratios`: the rate of "weir go" in terms of this one's, per round.
+    `percentiles` and `curve` are of all rounds together.
     """
 
     arm: str
@@ -133,10 +134,10 @@ def order_of(name: str) -> tuple[int, str]:
 
 
 def make_cell(arm: str, workload: str, cores: int, workers: int, runs: Sequence[Run]) -> Cell:
-    """Medians over the rounds."""
+    """Medians over the rounds; percentiles and curve are of all rounds together."""
+    latencies = pooled(runs)
     served = [run.server for run in runs if run.server is not None]
     database = [s.database_cpu_ms_per_request for s in served if s.database_cpu_ms_per_request is not None]
-    middle = sorted(runs, key=lambda run: run.requests_per_s)[(len(runs) - 1) // 2]
     errors = [error for run in runs for error in run.errors]
     return Cell(
         arm=arm,
@@ -148,8 +149,8 @@ def make_cell(arm: str, workload: str, cores: int, workers: int, runs: Sequence[
         rows_per_s=_median([run.rows_per_s for run in runs]),
         failures_per_s=_median([run.failures_per_s for run in runs]),
         mean_us=_median([run.latency_us.mean for run in runs]),
-        percentiles=pooled(runs),
-        curve=middle.curve,
+        percentiles=percentile_table(latencies),
+        curve=percentile_curve(latencies),
         cpu_ms_per_request=_median([s.cpu_ms_per_request for s in served], 5),
         database_cpu_ms_per_request=_median(database, 5) if database else None,
         server_cpu_share=_median([s.cpu_share for s in served]),
