@@ -16,8 +16,10 @@ from loadgen.bench.stacks.page import stacks_markdown, stacks_page, tables
 from loadgen.bench.stacks.result import StacksOptions, StacksResult
 from loadgen.bench.stacks.run import count_steps, run_stacks
 from loadgen.bench.terminal import HtmlOut, JsonOut, end_by_signal, numbers, one_line_errors, print_table, say, write
+from loadgen.page import Cell
 from loadgen.stacks.manifest import DATA
 
+TEXT_MAX = 48  # characters of a cell on the terminal
 SHARE_MAX = 3.0  # of the closed-loop rate; beyond it nothing but the deadline is measured
 MarkdownOut = Annotated[Path | None, typer.Option("--markdown", help="Write the result as a page for docs/results.")]
 
@@ -89,8 +91,8 @@ def stacks(
 
 def print_result(result: StacksResult) -> None:
     """All tables, failures, caveats."""
-    for table in tables(result):
-        print_table(*table)
+    for title, columns, rows in tables(result):
+        print_table(title, columns, [[_short(value) for value in row] for row in rows])
         typer.echo()
     for cell in result.cells:
         if cell.error:
@@ -98,6 +100,11 @@ def print_result(result: StacksResult) -> None:
     typer.echo("What this does not show:")
     for caveat in result.caveats:
         typer.echo(f"- {caveat}")
+
+
+def _short(value: Cell) -> Cell:
+    """A long reason leaves no room for numbers; it stands below in full."""
+    return f"{value[: TEXT_MAX - 1]}…" if isinstance(value, str) and len(value) > TEXT_MAX else value
 
 
 def parse_sweep(text: str) -> tuple[float, ...]:
