@@ -98,6 +98,9 @@ def test_caveats_name_busy_and_idle_cores() -> None:
     found = " ".join(make_caveats(StacksOptions(), [busy, idle], {}, [0, 1]))
     assert "filled its core (go)" in found
     assert "filled a core (cpp)" in found
+    assert "quote no rates" not in found
+    unsteady = " ".join(make_caveats(StacksOptions(), [cell("go", [100, 131], 1)], {}, [0, 1]))
+    assert "differ by up to 1.3 times (go)" in unsteady
 
 
 def test_limits_pin_and_say_what_they_enforce() -> None:

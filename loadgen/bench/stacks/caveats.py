@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from loadgen.bench.load.result import BUSY_SHARE
 from loadgen.bench.stacks.result import WEIR_ARMS, Cell, StacksOptions
 
+SPREAD_MAX = 1.3  # times, fastest over slowest round
 SHARE_MIN = 0.75  # of a core: below it neither server nor client was busy, so something else ran or the stores were the limit
 
 
@@ -34,5 +35,15 @@ def make_caveats(options: StacksOptions, cells: Sequence[Cell], skipped: Mapping
         found.append(f"The client filled its core ({', '.join(busy)}): these servers may have had more to give.")
     if any(cell.arm in WEIR_ARMS and cell.workload != "card" for cell in cells):
         found.append("Weir takes images through /v2 as tensors, one run after the other; it has no JPEG decoder.")
+    spread, arm = max(((_spread(c), c.arm) for c in cells), default=(1.0, ""))
+    if spread > SPREAD_MAX:
+        found.append(
+            f"Rounds of the same thing differ by up to {spread:.2g} times ({arm}): other programs ran; quote no rates."
+        )
     found += [f"{name} was left out: {reason}" for name, reason in skipped.items()]
     return found
+
+
+def _spread(cell: Cell) -> float:
+    slowest = min(cell.rounds_per_s, default=0.0)
+    return max(cell.rounds_per_s) / slowest if slowest else 1.0
