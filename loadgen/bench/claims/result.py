@@ -55,7 +55,8 @@ class ProfileCost(msgspec.Struct):
 class Workers(msgspec.Struct):
     """One image model: runs per second by one thread, by two in one process and by two processes; MiB of PSS by copies.
 
-    What two do is None on one core. Two processes have no lock in common: they say what the machine had to give.
+    Rates are the best of up to three: what else runs on the machine only takes away. What two do is None on one core. Two
+    processes have no lock in common: they say what the machine had to give.
     """
 
     one_thread_per_s: float
