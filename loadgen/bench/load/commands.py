@@ -11,7 +11,7 @@ import uvloop
 
 from loadgen.bench.children import BenchError
 from loadgen.bench.load.job import PAYLOADS, LoadJob, Payload
-from loadgen.bench.load.page import load_page, notes, percentiles_table, runs_table, wrk_table
+from loadgen.bench.load.page import load_page, notes, percentiles_table, runs_table
 from loadgen.bench.load.progress import Step, steps
 from loadgen.bench.load.result import BUSY_SHARE, LoadOptions, LoadResult, Run, Scenario, WrkCheck, find_knee
 from loadgen.bench.load.run import Watched, run_load
@@ -241,8 +241,10 @@ def _print(result: LoadResult) -> None:
     if result.ceiling is not None:
         typer.echo(f"the generator's own ceiling: {result.ceiling.requests_per_s:,.0f} requests/s")
     if result.wrk is not None:
-        typer.echo()
-        print_table(*wrk_table(result))
+        w = result.wrk
+        typer.echo(
+            f"beside wrk: {w.own_per_s:,.0f} requests/s ours, {w.wrk_per_s:,.0f} wrk's, ratio {w.ratio:.3g}: {w.verdict}"
+        )
     typer.echo("What this does not show:")
     for note in notes(result):
         typer.echo(f"- {note}")

@@ -10,15 +10,15 @@ CURVES_MAX = 8  # lines that one plot shows
 
 def runs_table(runs: Sequence[Run]) -> Table:
     """One line per run."""
-    columns = ("what", "offered/s", "requests/s", "rows/s", "failures/s", "p50 µs", "p95 µs", "p99 µs", "p99.9 µs", "max µs",
-               "lag p99 µs", "waited", "client core")  # fmt: skip
+    columns = ("what", "offered/s", "answered/s", "rows/s", "failed/s", "p50 µs", "p99 µs", "p99.9 µs", "lag p99", "waited",
+               "client")  # fmt: skip
     rows: list[Sequence[Cell]] = [
         (name_of(run), run.offered_per_s, run.requests_per_s, run.rows_per_s, run.failures_per_s, run.latency_us.p50,
-         run.latency_us.p95, run.latency_us.p99, run.latency_us.p99_9, run.latency_us.max,
-         None if run.send_lag_us is None else run.send_lag_us.p99, run.waited, run.client_cpu_share)
+         run.latency_us.p99, run.latency_us.p99_9, None if run.send_lag_us is None else run.send_lag_us.p99, run.waited,
+         run.client_cpu_share)
         for run in runs
     ]  # fmt: skip
-    return "Runs; failures are in the latencies with the deadline", columns, rows
+    return "Runs; failures are in the latencies with the deadline; client: its share of a core", columns, rows
 
 
 def percentiles_table(runs: Sequence[Run]) -> Table:
@@ -29,12 +29,12 @@ def percentiles_table(runs: Sequence[Run]) -> Table:
 
 
 def name_of(run: Run) -> str:
-    """ "open 5,000/s" or "closed, 10 connections"."""
+    """ "open 5,000/s" or "closed, 10 conn."."""
     void = " (void)" if run.void else ""
     if run.offered_per_s is not None:
         return f"{run.scenario} {run.offered_per_s:,.0f}/s{void}"
     rows = f", {run.rows} rows" if run.rows > 1 else ""
-    return f"{run.scenario}, {run.connections} connections{rows}{void}"
+    return f"{run.scenario}, {run.connections} conn.{rows}{void}"
 
 
 def notes(result: LoadResult) -> list[str]:
