@@ -217,6 +217,7 @@ class Metrics:
         self.loop_lag = Histograms("loop_lag_seconds", "How late the event loop woke a timer.", LATENCY_BOUNDS)
         for outcome in ("approve", "review", "decline"):  # series that exist from the start: rate() needs the zero
             self.tx[outcome,] = 0
+        self.traces["traced",] = self.traces["left_out",] = 0
         self.families = [value for value in vars(self).values() if isinstance(value, Counts | Histograms)]
         self.before_scrape: Callable[[], None] = lambda: None
         self._gauges: dict[str, Callable[[], Gauge]] = {}

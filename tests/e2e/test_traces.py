@@ -227,7 +227,7 @@ def test_metrics_count_traces(traced: Any) -> None:
     text = traced.call("GET", "/metrics").body.decode()
     (line,) = [line for line in text.splitlines() if line.startswith('weir_traces_total{result="traced"}')]
     assert float(line.split()[1]) >= 5
-    assert 'result="left_out"' not in text
+    assert 'weir_traces_total{result="left_out"} 0.0' in text
 
 
 def test_endpoint_that_is_gone_harms_nothing(make_one: Any, tmp_path: Path, stream: Sequence[Transaction]) -> None:
