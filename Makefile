@@ -142,7 +142,8 @@ reference: setup  ## write the generated pages of docs/reference
 	$(BIN)/weir config reference metrics --out docs/reference/metrics.md
 
 docs: setup  ## build the documentation into site/, without a network; fails on a broken link and on anything from another host
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict 2> .mkdocs.log || { cat .mkdocs.log; exit 1; }  # --quiet would pass over warnings
+	@rm -f .mkdocs.log
 	@echo "site/index.html"
 
 docs-test: setup go  ## run every command of the documentation that can be run (two minutes); make test runs the quick pages

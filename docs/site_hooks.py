@@ -19,8 +19,6 @@ from service.openapi import document
 
 HELP_WIDTH = 100
 ROUTES_MARK = "<!-- routes -->"
-# Written at the same time by others; out of the navigation as long as it is not there.
-WHERE_PRESENT = ("explanation/threat-model.md",)
 BOUNDS = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "minLength": "of", "maxLength": "to"}
 # What makes a browser fetch something when a page is opened.
 LOADS = re.compile(
@@ -35,12 +33,8 @@ ASKS_FOR_MORE = re.compile(r"""class=["'][^"']*\bmermaid\b|data-md-component=["'
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add results and decisions to the navigation; leave out what is not written yet."""
-    docs, nav = Path(config.docs_dir), list[Any](config.nav or [])
-    for entry in nav:
-        for name, pages in entry.items():
-            if isinstance(pages, list):
-                entry[name] = [page for page in pages if page not in WHERE_PRESENT or (docs / page).is_file()]
+    """Add results and decisions to the navigation."""
+    docs, nav = Path(config.docs_dir), list(config.nav or [])
     for name, folder in (("Results", "results"), ("Decisions", "adr")):
         nav.append({name: [f"{folder}/{path.name}" for path in sorted((docs / folder).glob("*.md"))]})
     config.nav = nav

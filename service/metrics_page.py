@@ -17,8 +17,8 @@ A histogram NAME has the series `NAME_bucket` (with the label `le`), `NAME_sum` 
 whose labels are not known before something happens has no series until then: write `or vector(0)` where that matters.
 `weir-go` has the families of its own stops under the same names.
 
-[compose/grafana/dashboards/weir.json](../../compose/grafana/dashboards/weir.json) shows them,
-[compose/prometheus/rules.yml](../../compose/prometheus/rules.yml) has alerts; a test reads every expression there and finds
+`compose/grafana/dashboards/weir.json` shows them,
+`compose/prometheus/rules.yml` has alerts; a test reads every expression there and finds
 each name and label in a running service.
 
 """
