@@ -224,7 +224,7 @@ def _result(options: SoakOptions, book: Book, service: Service, checks: list[Che
     incidents = book.explained()
     explained = Counter(f"{i.kind}, during {i.cause}" for i in incidents if i.cause is not None)
     unexplained = [incident for incident in incidents if incident.cause is None]
-    memory = [_memory(life, options.slope_max) for life in service.lives if life.ending]
+    memory = [memory_of(life, options.slope_max) for life in service.lives if life.ending]
     together = pooled([m.rss for m in memory if m.verdict != "too short"])
     verdict = together.verdict(options.slope_max)
     is_good = not unexplained and not book.n_violations and not any(check.problems for check in checks) and verdict != "grows"
@@ -261,8 +261,10 @@ def _result(options: SoakOptions, book: Book, service: Service, checks: list[Che
     )
 
 
-def _memory(life: Life, slope_max: float) -> Memory:
-    left_out = min(LEFT_OUT_S, LEFT_OUT_SHARE * (life.ended_s - life.began_s))
+def memory_of(life: Life, slope_max: float) -> Memory:
+    """Slopes of one life, its beginning left out."""
+    watched_s = life.samples[-1].at_s - life.began_s if life.samples else 0.0  # the last life is not, while things are compared
+    left_out = min(LEFT_OUT_S, LEFT_OUT_SHARE * watched_s)
     kept = [sample for sample in life.samples if sample.at_s >= life.began_s + left_out]
     at = [sample.at_s for sample in kept]
     rss = fit(at, [sample.rss_mib for sample in kept])

@@ -20,6 +20,8 @@ from loadgen.soak.check import (
 )
 from loadgen.soak.holdings import LedgerRow
 from loadgen.soak.journal_file import ERASURE, LABEL, TX, JournalFileError, read_blocks
+from loadgen.soak.places import Life, Sample
+from loadgen.soak.run import memory_of
 from loadgen.soak.slope import Slope, fit, pooled
 from service.decisions import StoredDecision, encode_body
 from service.journal import Journal
@@ -83,6 +85,17 @@ def test_pooled_is_surer_than_each_and_ignores_what_says_nothing() -> None:
     assert both.per_hour == pytest.approx(10.0)
     assert both.high == pytest.approx(10 + 20 / 2**0.5)
     assert pooled([]).verdict(20.0) == "too short"
+
+
+def test_memory_of_a_life_leaves_its_beginning_out_and_ends_with_its_last_sample() -> None:
+    """Caches fill for two minutes; the comparison at the end, in which nobody samples, does not count; a short life says so."""
+    values = noise(np.random.default_rng(2), 0.5)
+    samples = [Sample(float(n), 100 + 5 * min(n, 100) + values[n], 60, 16) for n in range(400)]
+    long = memory_of(Life(0.0, 1.0, 1, samples, ended_s=2_000.0, ending="SIGTERM"), 100.0)
+    assert (long.left_out_s, long.rss.n, long.verdict) == (120.0, 280, "flat")
+    short = memory_of(Life(0.0, 1.0, 1, samples[:150], ended_s=150.0, ending="SIGKILL"), 100.0)
+    assert (short.left_out_s, short.verdict) == (74.5, "too short")
+    assert memory_of(Life(0.0, 1.0, 1, [], ended_s=1.0, ending="SIGKILL"), 100.0).verdict == "too short"
 
 
 def test_incidents_are_explained_by_the_fault_that_may_cause_them_and_by_no_other() -> None:
