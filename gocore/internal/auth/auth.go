@@ -198,14 +198,18 @@ func readFile(path string) (map[[sha256.Size]byte]grant, error) {
 		return nil, fmt.Errorf("%w: %w", ErrKeyFile, err)
 	}
 	defer file.Close()
+	if info, err := file.Stat(); err != nil || info.Mode()&0o022 != 0 { // whoever writes here opens every door
+		return nil, fmt.Errorf("%w: %s may be written by others; chmod 600 %s", ErrKeyFile, path, path)
+	}
 	var content struct {
 		Version *int `json:"version"`
 		Keys    []struct {
-			Name    string `json:"name"`
-			Role    string `json:"role"`
-			SHA256  string `json:"sha256"`
-			Created *int64 `json:"created"`
-			Expires *int64 `json:"expires"`
+			Name    string   `json:"name"`
+			Role    string   `json:"role"`
+			SHA256  string   `json:"sha256"`
+			Created *int64   `json:"created"`
+			Expires *int64   `json:"expires"`
+			Rate    *float64 `json:"rate"`
 		} `json:"keys"`
 	}
 	decoder := json.NewDecoder(file)
@@ -223,6 +227,9 @@ func readFile(path string) (map[[sha256.Size]byte]grant, error) {
 		role := roles[key.Role]
 		if role == 0 || !namePattern.MatchString(key.Name) || !hexPattern.MatchString(key.SHA256) || key.Created == nil {
 			return nil, fmt.Errorf("%w: %s is damaged: an entry has no valid name, role, sha256 or time", ErrKeyFile, path)
+		}
+		if key.Rate != nil && *key.Rate != 0 { // a limit that is not kept must not look as if it were
+			return nil, fmt.Errorf("%w: the key %s in %s has a rate, which only the Python service keeps", ErrKeyFile, key.Name, path)
 		}
 		digest, err := hex.DecodeString(key.SHA256)
 		if err != nil {

@@ -122,6 +122,29 @@ func TestOpen_BrokenFile_ErrKeyFile(t *testing.T) {
 	}
 }
 
+func TestOpen_FileThatOthersMayWrite_Refused(t *testing.T) {
+	directory := t.TempDir()
+	write(t, directory, "1", entry("a", "ingest", "k1"))
+	if err := os.Chmod(filepath.Join(directory, fileName), 0o620); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(directory, time.Now); !errors.Is(err, ErrKeyFile) || !strings.Contains(err.Error(), "chmod 600") {
+		t.Error(err)
+	}
+}
+
+func TestOpen_KeyWithARate_RefusedByName(t *testing.T) {
+	directory := t.TempDir()
+	write(t, directory, "1", strings.Replace(entry("a", "ingest", "k1"), "}", `,"rate":0}`, 1))
+	if _, err := Open(directory, time.Now); err != nil {
+		t.Error("a key without a limit: ", err)
+	}
+	write(t, directory, "1", strings.Replace(entry("limited", "ingest", "k1"), "}", `,"rate":5}`, 1))
+	if _, err := Open(directory, time.Now); !errors.Is(err, ErrKeyFile) || !strings.Contains(err.Error(), "limited") {
+		t.Error(err)
+	}
+}
+
 func TestRequire_LowerRole_Forbidden(t *testing.T) {
 	if err := Require(Admin, Ingest); err != nil {
 		t.Error(err)
