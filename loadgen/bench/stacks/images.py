@@ -8,6 +8,7 @@ import numpy as np
 
 from loadgen.bench.load.job import Payload
 from loadgen.bench.load.requests import ImageSet
+from loadgen.stacks.check import IMAGE_TOLERANCE, JPEG_TOLERANCE
 from loadgen.stacks.mobilenet import INPUT_NAME, OUTPUT_NAME
 from loadgen.stacks.pictures import body_of, decode_jpeg, picture, tensor_of
 from loadgen.stacks.reference import Reference
@@ -39,6 +40,8 @@ def write_images(folder: Path, reference: Reference) -> None:
         classes=[int(of.argmax()) for of in scores],
         scores=[float(of.max()) for of in scores],
         jpeg_scores=[of.tolist() for of in jpeg_scores],
+        tolerance=IMAGE_TOLERANCE,
+        jpeg_tolerance=JPEG_TOLERANCE,
         v2_path=f"/v2/models/{MODEL_NAME}/infer",
         v2_header=header_bytes,
     )
