@@ -21,7 +21,7 @@ from service.auth import KeyRing, Role, log_refusal, require
 from service.codec import MSGPACK, encode_decision
 from service.connections import Connections
 from service.correlation import REQUEST_ID, TRACEPARENT
-from service.errors import PROBLEM_CONTENT_TYPE, RequestTimeout, WeirError, problem
+from service.errors import PROBLEM_CONTENT_TYPE, Overloaded, RequestTimeout, WeirError, problem
 from service.metrics import Metrics
 from service.plain_head import HEAD_END, NO_HEAD, PlainHead, PlainHeads, may_become_plain
 from service.score_calls import TYPES, ScoreCalls
@@ -35,6 +35,7 @@ BODY_BYTES_MAX: Final = 16 * 1024
 PENDING_MAX: Final = 64  # requests of one connection under way; what comes after waits in the socket
 BUFFER_BYTES_MAX: Final = 256 * 1024  # unread bytes of one connection while replies are pending
 SWEEP_INTERVAL_S: Final = 1.0
+OVERLOADED_S: Final = 0.05  # for which the words of a 429 are good
 
 _SCORED: Final = "score", 200
 _OK: Final = {form: b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n" % name.encode() for form, name in TYPES.items()}
@@ -68,7 +69,8 @@ class _Exchange:
 
     def refuse(self, error: WeirError) -> None:
         """The reply is a problem."""
-        self.reply = self.connection.lane.refusal(error, self.started, self.headers(error.status), self.request_id)
+        more = b"" if self.trace is None and self.request_id is None else self.headers(error.status)
+        self.reply = self.connection.lane.refusal(error, self.started, more, self.request_id)
 
     def headers(self, status: int) -> bytes:
         """Header lines by which the client finds the request again; its trace ends."""
@@ -226,6 +228,9 @@ class _Connection(asyncio.Protocol):
                     head.traceparent, head.tracestate, "POST", "/v1/score", head.request_id, exchange.started
                 )
             lane.calls.offer(body, head.form, exchange.answered, exchange.trace)
+        except Overloaded as error:  # in an overload the most frequent reply: it has to be cheap
+            exchange.refuse(error)
+            self.flush()
         except WeirError as error:
             if self.transport is not None:
                 call, remote = "POST /v1/score", _remote(self.transport)
@@ -305,6 +310,7 @@ class FastLane:
         self.server = server
         self._rest = b""
         self._rest_until = 0.0  # by perf_counter
+        self._overloaded, self._overloaded_until = b"", 0.0
         self._sweeping: asyncio.Task[None] | None = None
 
     def __call__(self) -> asyncio.Protocol:
@@ -348,11 +354,19 @@ class FastLane:
         self._requests["score", error.status] += 1
         self.now = now = time.perf_counter()
         self._seconds.observe(now - started)
+        if more or request_id is not None or not isinstance(error, Overloaded):
+            return self._problem(error, more, request_id)
+        if now >= self._overloaded_until:  # in an overload tens of thousands a second: words that are a little old do
+            self._overloaded, self._overloaded_until = self._problem(error), now + OVERLOADED_S
+        return self._overloaded
+
+    def _problem(self, error: WeirError, more: bytes = b"", request_id: str | None = None) -> bytes:
         headers = b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in error.headers().items())
         body = problem(error, request_id)
+        rest = self._rest if self.now < self._rest_until else self._end_of_head()
         return b"HTTP/1.1 %d %b\r\nContent-Type: %b\r\n%b%bContent-Length: %d%b%b" % (
             error.status, HTTPStatus(error.status).phrase.encode(), PROBLEM_CONTENT_TYPE.encode(), headers, more,
-            len(body), self._end_of_head(), body,
+            len(body), rest, body,
         )  # fmt: skip
 
     def _end_of_head(self) -> bytes:
