@@ -2,7 +2,7 @@
 
 Who stands in L1 is marked by slot, in 8 bytes, since at stream rates nearly all of L1 is dirty for every level; a dict of keys
 took 300 bytes an entity. Slots are gone through in a circle, so that each has its turn. Who is not in L1 is kept by key, the
-oldest first, and goes before them. An entity may be in both for a while: its profile is then written once more.
+oldest first, and has up to three quarters of a write. An entity may be in both for a while: it is then written once more.
 
 The bound is kept by counting per span of LSNs: looking at each of 400,000 keys took 16 ms on the event loop. It is exact where
 few are left, so that a position which can reach the end does.
