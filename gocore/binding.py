@@ -39,7 +39,7 @@ from gocore.errors import (
 )
 from gocore.locate import HEADER, LIBRARY, missing_core, onnxruntime_library
 
-ABI_VERSION: Final = 5
+ABI_VERSION: Final = 6
 ADVANCE, DRY, VECTORS, RISK, UNDO = 1, 2, 4, 8, 16
 DIMENSIONS_MAX: Final = 8
 
@@ -101,6 +101,8 @@ class Core:
         # In the same way: (plan, weir_intake_job) and (weir_encode_job).
         self.call_intake: Callable[[int, Any], int] = self._lib.weir_intake
         self.call_encode: Callable[[Any], int] = self._lib.weir_encode
+        # Of the plan, model and arena by their handles, with a job for each half and its own.
+        self.call_express: Callable[[int, int, int, Any, Any, Any], int] = self._lib.weir_express
         # And those of an index, as weir.h has them.
         self.call_index_find: Callable[[int, Any, int, Any, int], int] = self._lib.weir_index_find
         self.call_index_put: Callable[[int, Any, int, int], int] = self._lib.weir_index_put
@@ -239,6 +241,10 @@ class Core:
         """Set pointers of a job, as new_job does."""
         for name, array in memory.items():
             setattr(job, name, self._address(array, _POINTERS[array.dtype]))
+
+    def buffer_of(self, job: Any) -> Any:
+        """The bytes of a job, to be read and written."""
+        return self._ffi.buffer(job)
 
     def replay_job(self, memory: Mapping[str, Array]) -> Any:
         """A weir_replay_job, by new_job."""

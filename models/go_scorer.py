@@ -36,10 +36,14 @@ class GoScorer:
     def score(self, arena: Arena, n_rows: int) -> int:
         """See Scorer. Raises GoCoreError."""
         core = self._core
-        status = core.call_score(self._model, arena.handle or core.bind(self._plan, arena), 0, n_rows, HOT)
+        status = core.call_score(*self.handles(arena), 0, n_rows, HOT)
         if status:
             core.check(status)
         return 0
+
+    def handles(self, arena: Arena) -> tuple[int, int]:
+        """See CoreScorer. Raises GoCoreError."""
+        return self._model, arena.handle or self._core.bind(self._plan, arena)
 
     def submit(self, arena: Arena, n_rows: int, event_fd: int) -> None:
         """See AsideScorer. Raises GoCoreError."""

@@ -33,6 +33,13 @@ class Scorer(Protocol):
         """The model alone: risk float32 (rows,) of vectors float32 (rows, n_features), C-contiguous. On any thread."""
 
 
+class CoreScorer(Scorer, Protocol):
+    """An engine that lives in the Go core, for calls that do more than scoring."""
+
+    def handles(self, arena: Arena) -> tuple[int, int]:
+        """The core's numbers for the model and for the arena."""
+
+
 class AsideScorer(Protocol):
     """An engine with a thread of its own: `submit` returns at once, adds 1 to the eventfd when it is done; then `collect`."""
 

@@ -42,7 +42,10 @@ class Batch:
         "waves",
     )
 
-    def __init__(self, tickets: Sequence[Ticket], arena: Arena, first_lsn: int, scorer: Scorer) -> None:
+    def __init__(
+        self, tickets: Sequence[Ticket], arena: Arena, first_lsn: int, scorer: Scorer, times: list[float] | None = None
+    ) -> None:  # fmt: skip
+        """Fills the arena, unless there are times: then the rows of the one ticket are in it and scored, none is degraded."""
         self.tickets = tickets
         self.rows = tickets[0].rows if len(tickets) == 1 else concat([ticket.rows for ticket in tickets])
         self.slots = slots_of(tickets)
@@ -53,10 +56,14 @@ class Batch:
         self.waves = 0
         self.seen: npt.NDArray[np.int64] | None = None  # (rows, kinds): when profiles saw their last event, if watched
         self.vectors: npt.NDArray[np.float32] | None = None  # a copy of the arena's, if traces are wanted
+        self.degraded: dict[int, tuple[str, ...]] = {}
+        if times is not None:
+            self.wanted = tickets[0].wanted
+            self.times = times
+            return
         arena.lsns[:n] = range(first_lsn, first_lsn + n) if n <= FEW_ROWS else np.arange(first_lsn, first_lsn + n)
         arena.slots[:n] = self.slots
         arena.columns[:n] = self.rows.columns
-        self.degraded: dict[int, tuple[str, ...]] = {}
         self.wanted = at = 0
         for ticket in tickets:
             self.wanted |= ticket.wanted

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
+from features.transaction import TS_MAX
 from service.errors import InvalidEvent
 
 
@@ -28,10 +29,15 @@ class Clock:
         if ts > self._newest:
             self._newest = ts
 
+    def bounds(self) -> tuple[int, int]:
+        """The earliest and the latest time, ms, that are not refused."""
+        now = self.now_ms()
+        return now - self._past_ms_max, TS_MAX if self._is_stream else now + self._future_ms_max
+
     def takes(self, earliest: int, latest: int) -> bool:
         """Whether no time between these is refused."""
-        now = self.now_ms()
-        return earliest >= now - self._past_ms_max and (self._is_stream or latest <= now + self._future_ms_max)
+        first, last = self.bounds()
+        return earliest >= first and latest <= last
 
     def refused(self, ts: npt.NDArray[np.int64]) -> dict[int, InvalidEvent]:
         """Why these times are refused, by place; empty if none is."""

@@ -42,6 +42,11 @@ class Policy(msgspec.Struct, frozen=True):
     unknown_outcome: str
     unknown_amount_min: int
 
+    @property
+    def approved_below(self) -> float:
+        """Every score below this is approved, where no list decides and nothing is unknown."""
+        return min(self.review_threshold, self.decline_threshold)
+
 
 class Conclusion(msgspec.Struct, frozen=True):
     """What a decision says besides score and LSN; many transactions of a batch share one."""
@@ -72,8 +77,7 @@ def decide_rows(
 
     Raises OverflowError for more than 256 different conclusions in one batch.
     """
-    lowest = min(policy.review_threshold, policy.decline_threshold)
-    if not (lists or degraded) and max(risks.tolist()) < lowest:  # nearly always; NumPy's way takes 4 µs more
+    if not (lists or degraded) and max(risks.tolist()) < policy.approved_below:  # nearly always; NumPy's way takes 4 µs more
         return np.zeros(len(risks), dtype=np.uint8), list(BY_SCORE)
     scores = risks.astype(np.float64)
     classes = (scores >= policy.review_threshold).view(np.uint8)

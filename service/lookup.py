@@ -58,6 +58,20 @@ class LookUp:
         ticket.lookup_seconds = time.perf_counter() - start
         return self._split(ticket, waits) if alone else self._whole(ticket, waits, after)
 
+    @property
+    def is_clear(self) -> bool:
+        """Nobody waits, and no profile is partial: rows whose profiles are all in L1 can be scored at once."""
+        return not (self._waiting_cards or self._fetcher.partial)
+
+    def found(self, rows: Rows, sink: Sink, wanted: int, seconds: float) -> Ticket:
+        """A ticket of rows that found all their profiles in L1, while all was clear; looking took so many seconds."""
+        assert rows.slots is not None
+        self._l1.visit_rows(rows.slots)
+        ticket = Ticket(rows, rows.slots, sink, wanted)
+        ticket.is_enqueued = True
+        ticket.started, ticket.lookup_seconds = time.perf_counter(), seconds
+        return ticket
+
     def _find_below(self, ticket: Ticket) -> dict[int, Wait]:
         """Ask for what L1 lacks. What is new, or waits in memory, has its slot at once; who waits for the rest, by row."""
         waits: dict[int, Wait] = {}

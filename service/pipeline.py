@@ -5,7 +5,8 @@
 What is ready in one turn of the event loop is scored in one call; no timer holds a lone transaction back, and one whose
 profiles are all in L1 never awaits anything. A ticket is scored in its own order, and tickets that share a card in order of
 arrival: one that still misses a profile holds back only those. From numbering to journal nobody else numbers, or touches a
-slab: a batch is one step, profiles advance and the journal takes it, or neither (Scorer.undo). A large batch is scored on a
+slab: a batch is one step, profiles advance and the journal takes it, or neither (Scorer.undo). Requests about which there is
+nothing to find out go by express, all stops up to the journal in one call (service/express.py). A large batch is scored on a
 thread of the Go core, while the loop decodes and looks up the next one; whoever needs the slabs meanwhile ends it first
 (`settle`).
 """
@@ -17,25 +18,29 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 import structlog
 
 from features.plan import Plan
 from models.arena import Arena
-from models.scorer import AsideScorer, Scorer
+from models.scorer import AsideScorer, CoreScorer, Scorer
 from service.admission import Admission, answer_again
 from service.batch import Aside, Batch, Onlooker
 from service.clock import Clock
 from service.codec import JSON
-from service.decide import Conclusion, Policy, decide_rows
+from service.decide import BY_SCORE, Conclusion, Policy, decide_rows
 from service.decisions import Decisions, decode_stored
 from service.errors import JournalUnavailable, NotReady, Overloaded, ScoringFailed, WeirError
+from service.express import Express
 from service.fetch import L1_HIT, Fetcher
 from service.in_flight import InFlight, Twin
 from service.journal import Journal, JournalError
 from service.lists import Lists
 from service.lookup import LookUp
 from service.reasons import Explainer
-from service.row_codec import Encoded, RowCodec
+from service.row_codec import Encoded, Refused, RowCodec
+from service.row_codec_go import GoCodec
+from service.rows import Rows
 from service.tally import STOPS, BatchTally
 from service.ticket import DECISIONS, REPLIES, TRACES, Answer, EachSink, Request, RequestSink, Sink, Ticket
 from service.tiers.l1 import L1
@@ -46,6 +51,7 @@ from service.watch import Watch
 log = structlog.get_logger(__name__)
 
 LOG_INTERVAL_S = 10.0  # between two records of appends that failed
+APPROVED = bytes(256)  # the classes of rows that went by express, and of more than can
 ASIDE_ROWS = 256  # from here on a batch is scored on the core's thread: handing it over costs about 40 µs
 
 
@@ -81,6 +87,7 @@ class Pipeline:
         self._arena = Arena(plan, l1.slabs, batch_max)
         self._in_flight = InFlight()
         self._admission = Admission(decisions, self._in_flight, clock)
+        self._express = Express(codec, self._arena) if isinstance(codec, GoCodec) else None
         self._lookup = LookUp(plan, l1, fetcher, self._enqueue)
         self._offered: list[bytes] = []  # bodies of requests that came in this turn, in `_form`
         self._calls: list[Callable[[Answer], object]] = []
@@ -227,12 +234,18 @@ class Pipeline:
             bodies, self._offered = self._offered[: self.batch_max], self._offered[self.batch_max :]
             sink: Sink = EachSink(self._calls[: self.batch_max])
             self._calls = self._calls[self.batch_max :]
-            rows, refused = self._codec.decode(bodies, self._form)
+            wanted = REPLIES if self._form == JSON else DECISIONS
+            if self._may_go_by_express(len(bodies)):
+                passed = self._go_by_express(bodies, sink, wanted)
+                if passed is None:
+                    continue
+                rows, refused = passed
+            else:
+                rows, refused = self._codec.decode(bodies, self._form)
             if refused:
                 for place, error in refused.items():
                     sink.answer(place, error)
                 sink = sink.only([place for place in range(len(bodies)) if place not in refused])
-            wanted = REPLIES if self._form == JSON else DECISIONS
             rows, sink = self._admission.admit(rows, sink, wanted)
             if not len(rows):
                 continue
@@ -243,6 +256,37 @@ class Pipeline:
                 self._enqueue(ticket)
             else:
                 self._score([ticket])
+
+    def _may_go_by_express(self, n_rows: int) -> bool:
+        """Nobody is before these rows, looks on, or decides but the score."""
+        is_clear = not (self._ready or self._running is not None or self._offered or self._lists) and self._lookup.is_clear
+        return is_clear and self.onlooker is None and self._express is not None and self._express.takes(self.scorer, n_rows)
+
+    def _go_by_express(self, bodies: Sequence[bytes], sink: Sink, wanted: int) -> tuple[Rows, Refused] | None:
+        """All stops at once; those rows back that have to take them one by one, as they were decoded."""
+        assert self._express is not None
+        first_lsn, scorer = self._journal.next_lsn, cast("CoreScorer", self.scorer)
+        try:
+            passed = self._express.run(scorer, bodies, self._form, first_lsn, self._clock, self.policy, self.model_name)
+        except Exception as error:  # whatever it is, the batch must leave no trace
+            self._journal.burn(len(bodies))
+            scorer.undo(self._arena, first_lsn)
+            self.n_failed_batches += 1
+            sink.answer_all([_failed(error, len(bodies))] * len(bodies))
+            return None
+        rows = passed.rows
+        if not passed.is_scored:
+            return rows, passed.refused
+        self._in_flight.enter(rows)
+        ticket = self._lookup.found(rows, sink, wanted, passed.lookup_seconds)
+        batch = Batch([ticket], self._arena, first_lsn, scorer, passed.times)
+        if passed.encoded is None:
+            self._conclude(batch)
+            return None
+        if self.explainer is not None:
+            self.explainer.passed(batch.n_rows)
+        self._write_down(batch, passed.encoded, APPROVED[: batch.n_rows], BY_SCORE)
+        return None
 
     def _score(self, tickets: Sequence[Ticket]) -> None:
         """One micro-batch, all or nothing."""
@@ -267,7 +311,7 @@ class Pipeline:
             self._conclude(batch)
 
     def _conclude(self, batch: Batch) -> None:
-        """Decide, journal, commit, reply. Nothing is awaited, and nothing counts until the journal has it."""
+        """Decide, and what follows. Nothing is awaited."""
         batch.times.append(time.perf_counter())
         if batch.wanted & TRACES:
             batch.vectors = self._arena.vectors[: batch.n_rows].copy()
@@ -281,6 +325,10 @@ class Pipeline:
             self._fail_scoring(batch, error)
             return
         batch.times.append(time.perf_counter())
+        self._write_down(batch, encoded, classes.tobytes(), conclusions)
+
+    def _write_down(self, batch: Batch, encoded: Encoded, classes: bytes, conclusions: Sequence[Conclusion]) -> None:
+        """Journal, commit, reply. Nothing counts until the journal has it. classes: the place of each row's conclusion."""
         try:
             self._journal.append_encoded(encoded.entries, batch.n_rows)
         except Exception as error:  # nor must what stands in no list of errors
@@ -290,10 +338,10 @@ class Pipeline:
             self._fail(batch, JournalUnavailable(f"{error}; nothing was changed"))
             return
         batch.times.append(time.perf_counter())
-        self._count(classes.tobytes(), conclusions)
+        self._count(classes, conclusions)
         self._commit(batch, encoded)
         if self.onlooker is not None:
-            self.onlooker.after(batch, encoded, classes)
+            self.onlooker.after(batch, encoded, np.frombuffer(classes, dtype=np.uint8))
         if self._journal.is_synced_before_reply:
             self._in_background(self._reply_when_durable(batch, encoded))
         else:
@@ -305,7 +353,7 @@ class Pipeline:
         if self.watch is not None:
             self.watch.look(batch)
         is_remembered = rows.suspects is not None
-        self._decisions.add_batch(rows.event_ids, encoded.stored, batch.first_lsn, batch.last_lsn, is_remembered)
+        self._decisions.add_batch(rows.event_id_lines, encoded.stored, batch.first_lsn, batch.last_lsn, is_remembered)
         self.touched.mark_rows(batch.slots, batch.first_lsn)
         self._clock.note(rows.times[1])
         self._unpin(batch)
@@ -371,8 +419,7 @@ class Pipeline:
 
     def _fail_scoring(self, batch: Batch, error: Exception) -> None:
         self._journal.burn(batch.n_rows)
-        log.error("scoring failed", rows=batch.n_rows, exc_info=error)
-        self._fail(batch, ScoringFailed(f"{type(error).__name__} while scoring; nothing was changed"))
+        self._fail(batch, _failed(error, batch.n_rows))
 
     def _fail(self, batch: Batch, error: WeirError) -> None:
         batch.scorer.undo(self._arena, batch.first_lsn)
@@ -402,3 +449,8 @@ class Pipeline:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _failed(error: Exception, n_rows: int) -> ScoringFailed:
+    log.error("scoring failed", rows=n_rows, exc_info=error)
+    return ScoringFailed(f"{type(error).__name__} while scoring; nothing was changed")

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from service.journal_sync import Syncer
 from service.ledger_feed import LedgerFeed
 from service.logs import configure_logs
 from service.metrics import Histogram, Metrics
+from service.pieces import Pieces
 from service.row_codec import ReferenceCodec
 from service.row_codec_go import GoCodec
 from service.score_calls import TYPES
@@ -70,7 +71,7 @@ class NoIndex(Decisions):
         return []
 
     def add_batch(
-        self, event_ids: Sequence[str], records: Iterable[bytes], first_lsn: int, last_lsn: int, is_remembered: bool = False
+        self, event_id_lines: bytes, records: Pieces, first_lsn: int, last_lsn: int, is_remembered: bool = False
     ) -> None:
         """Forget them."""
 

@@ -60,7 +60,7 @@ class Explainer:
 
         The batch is scored and its vectors are still in the arena. Raises what the model raises.
         """
-        self._room = min(self._room + batch.n_rows * self._share, float(self._rows_max))
+        self.passed(batch.n_rows)
         if not batch.wanted & REASONS and not classes.any():
             return classes, conclusions
         rows = self._rows(batch, classes, conclusions)
@@ -73,6 +73,10 @@ class Explainer:
             classes[row] = len(conclusions)
             conclusions.append(msgspec.structs.replace(known, reasons=known.reasons + said, is_own=True))
         return classes, conclusions
+
+    def passed(self, n_rows: int) -> None:
+        """So many more transactions, of which a share may be explained."""
+        self._room = min(self._room + n_rows * self._share, float(self._rows_max))
 
     def words(self, vectors: Float32s, risks: Float32s) -> list[tuple[str, ...]]:
         """What raises each risk most, the strongest first. float32 (rows, n_features), C-contiguous, and (rows,)."""

@@ -25,6 +25,7 @@ from service.engine import Engine
 from service.errors import TierUnavailable
 from service.journal import ERASURE, LABEL, LIST, TX, Entry
 from service.levels import ON
+from service.pieces import Pieces
 from service.records import decode_erasure, decode_label, decode_list_change, journaled_entities
 from service.recovery_progress import count_lsns
 from service.replay import REFERENCE_ROWS, Chunk, ReferenceReplay, Replay
@@ -170,9 +171,10 @@ class Recovery:
             await self._column.put_many(records)
         except TierUnavailable as error:
             log.warning("decisions wait in memory", decisions=len(records), problem=error.detail)
-            event_ids = [event_id.decode() for event_id in records]
+            event_id_lines = b"".join([b"%b\n" % event_id for event_id in records])
             first_lsn = int(chunk.arena.lsns[0])
-            self._engine.decisions.add_batch(event_ids, records.values(), first_lsn, chunk.last_lsn)
+            waiting = Pieces.of(list(records.values()))
+            self._engine.decisions.add_batch(event_id_lines, waiting, first_lsn, chunk.last_lsn)
 
     def _mark(self, chunk: Chunk, first: int, end: int) -> None:
         """The entities that come first in the rows from `first` to `end` were changed by those."""

@@ -20,8 +20,8 @@ from service.decisions import StoredDecision, encode_body, encode_stored
 from service.errors import InvalidEvent, WeirError
 from service.journal import TX
 from service.journal_format import encode_entries
+from service.pieces import Pieces, Replies
 from service.records import encode_outcome
-from service.replies import Replies
 from service.rows import Rows, ends_of, to_lines
 
 Refused = dict[int, WeirError]  # by the number of the body
@@ -31,7 +31,7 @@ class Encoded(msgspec.Struct, gc=False):
     """The bytes of decided rows. entries: of their journal block. stored: of the column of decisions. replies: JSON."""
 
     entries: bytes
-    stored: list[bytes]
+    stored: Pieces
     replies: Replies
 
 
@@ -100,7 +100,7 @@ class ReferenceCodec:
             records.append(StoredDecision(first_lsn + number, body, score, c.outcome, model, scorer, c.degraded, c.reasons))
         return Encoded(
             encode_entries([(TX, record.body, encode_outcome(record)) for record in records]),
-            [encode_stored(record) for record in records],
+            Pieces.of([encode_stored(record) for record in records]),
             Replies.of(
                 [
                     encode_decision(

@@ -14,11 +14,13 @@ import structlog
 from features.plan import Plan
 from gocore.binding import load_core, usable_core
 from gocore.encode import CLASSES_MAX, Encoder, Parts
+from gocore.encode import Encoded as Made
 from gocore.errors import GoCoreError
+from gocore.filter import GoFilter
 from gocore.index import GoIndex
-from gocore.intake import Intake
+from gocore.intake import Intake, Taken
 from service.decide import APPROVE, Conclusion
-from service.replies import Replies
+from service.pieces import Pieces, Replies
 from service.row_codec import Encoded, ReferenceCodec, Refused, RowCodec
 from service.rows import Rows, concat
 from service.tiers.bloom import RotatingMaybeSet
@@ -41,20 +43,46 @@ class GoCodec:
         core = load_core()
         handle = core.load_plan(plan.to_bytes())
         core.release_with(self, "weir_plan_close", handle)
+        self.core = core
         self._reference = ReferenceCodec(plan)
-        self._indexes = [index for index in indexes if isinstance(index, GoIndex)]
-        self._intake = Intake(core, handle, rows_max, len(plan.kinds), self._indexes)
+        own = [index for index in indexes if isinstance(index, GoIndex)]
+        self.intake = Intake(core, handle, rows_max, len(plan.kinds), own)
+        self.encoder = Encoder(core, rows_max)
         self._events = events
-        self._encoder = Encoder(core, rows_max)
+        self._has_all_indexes = len(own) == len(plan.kinds)
         self._parts: dict[tuple[tuple[Conclusion, ...], str, str], Parts] = {}
 
     def decode(self, bodies: Sequence[bytes], form: int) -> tuple[Rows, Refused]:
         """See RowCodec."""
-        events, n_rows = self._events, len(bodies)
-        taken = self._intake.take(bodies, form, events.open(n_rows) if events is not None else ())
+        taken = self.intake.take(bodies, form, self._events.open(len(bodies)) if self._events is not None else ())
+        return self._rows_of(taken, bodies, form)
+
+    def open_events(self, n_rows: int) -> list[GoFilter]:
+        """The filters of event ids for a call that looks `n_rows` up and ends with `taken`.
+
+        None where their answer is not enough, or where L1's indexes are not the core's.
+        """
+        if self._events is None or not self._has_all_indexes:
+            return []
+        filters = self._events.open(n_rows)
+        return filters if self._events.is_sure else []
+
+    def taken(self, bodies: Sequence[bytes], form: int) -> tuple[Rows, Refused]:
+        """What the intake's last call, with these bodies, has made of them."""
+        return self._rows_of(self.intake.taken(), bodies, form)
+
+    def scored(self, last_ts: int) -> Rows:
+        """What the intake's last call has made of its bodies, for rows that are scored: nobody has to look at them any more."""
+        event_id_lines, bodies, ends, slots = self.intake.scored()
+        if self._events is not None:
+            self._events.noted(len(ends), [])
+        return Rows.scored(event_id_lines, bodies, ends, slots, last_ts)
+
+    def _rows_of(self, taken: Taken, bodies: Sequence[bytes], form: int) -> tuple[Rows, Refused]:
+        events = self._events
         suspects = taken.suspects
         if events is not None and suspects is not None:
-            suspects = events.noted(n_rows, suspects)
+            suspects = events.noted(len(bodies), suspects)
         rows = Rows(
             taken.event_ids, taken.ids, taken.columns, taken.bodies, taken.body_ends, taken.slots, taken.n_missing, suspects
         )  # fmt: skip
@@ -77,11 +105,15 @@ class GoCodec:
         """See RowCodec."""
         assert len(rows)
         assert len(conclusions) <= CLASSES_MAX
-        parts = self._parts_of(tuple(conclusions), model, scorer)
-        encoded = self._encoder.encode(first_lsn, risks, rows.bodies, rows.ends, rows.event_id_lines, classes, parts)
-        return Encoded(encoded.entries, encoded.stored, Replies(encoded.replies, [0, *encoded.reply_ends]))
+        parts = self.parts_of(tuple(conclusions), model, scorer)
+        return _encoded_of(self.encoder.encode(first_lsn, risks, rows.bodies, rows.ends, rows.event_id_lines, classes, parts))
 
-    def _parts_of(self, conclusions: tuple[Conclusion, ...], model: str, scorer: str) -> Parts:
+    def encoded(self) -> Encoded:
+        """What the encoder's last call has made of its rows."""
+        return _encoded_of(self.encoder.encoded())
+
+    def parts_of(self, conclusions: tuple[Conclusion, ...], model: str, scorer: str) -> Parts:
+        """The constant bytes of these conclusions, the very same each time."""
         key = conclusions, model, scorer
         parts = self._parts.get(key)
         if parts is None:
@@ -91,6 +123,10 @@ class GoCodec:
             if not conclusions[-1].is_own:
                 self._parts[key] = parts
         return parts
+
+
+def _encoded_of(made: Made) -> Encoded:
+    return Encoded(made.entries, Pieces(made.stored, made.stored_bounds), Replies(made.replies, made.reply_bounds))
 
 
 def _parts(c: Conclusion, model: str, scorer: str) -> tuple[bytes, bytes, bytes]:

@@ -11,9 +11,11 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 
-from features.plan import TS
+from features.plan import COLUMNS, TS
 
 Int64s = npt.NDArray[np.int64]
+
+_NO_COLUMNS = np.zeros((0, len(COLUMNS)), dtype=np.int64)
 
 FEW_ROWS = 32  # up to here a list costs less than NumPy
 
@@ -48,6 +50,13 @@ class Rows:
         self._times: tuple[int, int] | None = None
         self._event_ids: list[str] | None = None
         self._entities: list[list[str]] | None = None
+
+    @classmethod
+    def scored(cls, event_id_lines: bytes, bodies: bytes, ends: Int64s, slots: Int64s, last_ts: int) -> "Rows":
+        """Rows that were scored as they were decoded, all of them new: they have no columns, and no entities but slots."""
+        rows = cls(event_id_lines, (), _NO_COLUMNS, bodies, ends, slots, 0, ())
+        rows._times = last_ts, last_ts
+        return rows
 
     def __len__(self) -> int:
         return len(self.ends)

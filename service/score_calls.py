@@ -24,7 +24,7 @@ from service.codec import (
 from service.errors import WeirError
 from service.metrics import Metrics
 from service.pace import Allowance
-from service.replies import Replies
+from service.pieces import Replies
 from service.settings import ServerSettings
 from service.ticket import DECISIONS, REASONS, REPLIES, TRACES, Answer, Ticket
 from service.tracing import Trace, current

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from service.decide import Decision
 from service.errors import WeirError
 from service.fetch import Miss
-from service.replies import Replies
+from service.pieces import Replies
 from service.rows import Rows
 
 Answer = bytes | Decision | WeirError  # bytes: the JSON reply

@@ -22,39 +22,55 @@ const (
 	fewKinds      = 8   // up to here no memory is asked for
 )
 
+// rooms are memory for what a job refers to, so that none is asked for.
+type rooms struct {
+	indexes [fewKinds]*index.Index
+	filters [fewFilters]*maybe.Filter
+}
+
 //export weir_intake
 func weir_intake(handle C.uint64_t, memory *C.weir_intake_job) (status C.int32_t) {
 	defer recoverTo(&status)
-	p, err := plans.get(uint64(handle))
+	var job intake.Job
+	var r rooms
+	in, err := takeJob(uint64(handle), memory, &job, &r)
+	if err != nil {
+		return statusOf(err)
+	}
+	in.Take(&job)
+	taken(memory, &job)
+	return C.WEIR_OK
+}
+
+// takeJob makes of the caller's memory a job that cannot write past it, and says who does it.
+func takeJob(handle uint64, memory *C.weir_intake_job, job *intake.Job, r *rooms) (*intake.Intake, error) {
+	p, err := plans.get(handle)
 	if err == nil {
 		err = p.intakeErr
 	}
-	var job intake.Job
-	var room [fewKinds]*index.Index
 	if err == nil {
-		err = intakeJob(p.intake, memory, &job)
+		err = intakeJob(p.intake, memory, job)
 	}
 	if err == nil && memory.n_indexes != 0 {
-		job.Indexes, err = indexesAt(memory.indexes, memory.n_indexes, p.intake.Lists()-1, room[:0])
+		job.Indexes, err = indexesAt(memory.indexes, memory.n_indexes, p.intake.Lists()-1, r.indexes[:0])
 	}
 	if err == nil && job.Indexes != nil {
 		job.Slots, err = wordsAt(memory.slots, memory.rows*memory.n_indexes, "slots")
 	}
-	if err != nil {
-		return statusOf(err)
-	}
-	var several [fewFilters]*maybe.Filter
-	if memory.n_filters != 0 {
-		if job.Filters, err = filtersAt(memory.filters, memory.n_filters, several[:0]); err == nil {
+	if err == nil && memory.n_filters != 0 {
+		if job.Filters, err = filtersAt(memory.filters, memory.n_filters, r.filters[:0]); err == nil {
 			job.Suspects, err = spanAt(memory.suspects, memory.rows, "suspects")
 		}
-		if err != nil {
-			return statusOf(err)
-		}
 	}
-	p.intake.Take(&job)
+	if err != nil {
+		return nil, err
+	}
+	return p.intake, nil
+}
+
+// taken tells what became of the rows.
+func taken(memory *C.weir_intake_job, job *intake.Job) {
 	memory.n_left, memory.n_missing, memory.n_suspects = C.int64_t(job.NumLeft), C.int64_t(job.Missing), C.int64_t(job.NumSuspects)
-	return C.WEIR_OK
 }
 
 // intakeJob makes of the caller's memory a job that cannot write past it.
@@ -127,30 +143,48 @@ func encodeJob(memory *C.weir_encode_job, j *encode.Job) error {
 	if err != nil {
 		return err
 	}
+	if memory.first_lsn < 0 {
+		return fmt.Errorf("%w: an LSN below 0", errArgument)
+	}
+	j.FirstLSN = uint64(memory.first_lsn)
+	if j.Risk, err = floatsAt(memory.risk, C.int64_t(n), "risk"); err != nil {
+		return err
+	}
+	if j.BodyEnds, err = wordsAt(memory.body_ends, C.int64_t(n), "body_ends"); err != nil {
+		return err
+	}
+	for _, part := range [...]bytesPart{
+		{"bodies", memory.bodies, memory.bodies_size, &j.Bodies}, {"event_ids", memory.event_ids, memory.event_ids_size, &j.EventIDs},
+		{"classes", memory.classes, C.int64_t(n), &j.Classes},
+	} {
+		if *part.bytes, err = spanAt(part.start, part.n, part.what); err != nil {
+			return err
+		}
+	}
+	return encodeRooms(memory, n, j)
+}
+
+type bytesPart struct {
+	what  string
+	start *C.uint8_t
+	n     C.int64_t
+	bytes *[]byte
+}
+
+// encodeRooms is the half of encodeJob that does not depend on the rows but on how many they are: the classes, and where the bytes go.
+func encodeRooms(memory *C.weir_encode_job, n int, j *encode.Job) (err error) {
 	switch {
 	case memory.n_classes < 0 || memory.n_classes > classesMax:
 		return fmt.Errorf("%w: %d classes, not 0 to %d", errArgument, int64(memory.n_classes), classesMax)
 	case memory.separator < 0 || memory.separator > 255:
 		return fmt.Errorf("%w: separator %d is no byte", errArgument, int64(memory.separator))
-	case memory.first_lsn < 0:
-		return fmt.Errorf("%w: an LSN below 0", errArgument)
 	case memory.parts_size > partsBytesMax:
 		return fmt.Errorf("%w: %d bytes of parts, at most %d", errArgument, int64(memory.parts_size), partsBytesMax)
 	}
-	j.FirstLSN, j.Separator = uint64(memory.first_lsn), byte(memory.separator)
-	if j.Risk, err = floatsAt(memory.risk, C.int64_t(n), "risk"); err != nil {
-		return err
-	}
-	for _, part := range [...]struct {
-		what  string
-		start *C.uint8_t
-		n     C.int64_t
-		bytes *[]byte
-	}{
-		{"bodies", memory.bodies, memory.bodies_size, &j.Bodies}, {"event_ids", memory.event_ids, memory.event_ids_size, &j.EventIDs},
-		{"classes", memory.classes, C.int64_t(n), &j.Classes}, {"parts", memory.parts, memory.parts_size, &j.Parts},
-		{"entries", memory.entries, memory.entries_size, &j.Entries}, {"stored", memory.stored, memory.stored_size, &j.Stored},
-		{"replies", memory.replies, memory.replies_size, &j.Replies},
+	j.Separator = byte(memory.separator)
+	for _, part := range [...]bytesPart{
+		{"parts", memory.parts, memory.parts_size, &j.Parts}, {"entries", memory.entries, memory.entries_size, &j.Entries},
+		{"stored", memory.stored, memory.stored_size, &j.Stored}, {"replies", memory.replies, memory.replies_size, &j.Replies},
 	} {
 		if *part.bytes, err = spanAt(part.start, part.n, part.what); err != nil {
 			return err
@@ -162,7 +196,6 @@ func encodeJob(memory *C.weir_encode_job, j *encode.Job) error {
 		n     C.int64_t
 		words *[]int64
 	}{
-		{"body_ends", memory.body_ends, C.int64_t(n), &j.BodyEnds},
 		{"part_ends", memory.part_ends, encode.PartsOfClass * memory.n_classes, &j.PartEnds},
 		{"stored_ends", memory.stored_ends, C.int64_t(n), &j.StoredEnds}, {"reply_ends", memory.reply_ends, C.int64_t(n), &j.ReplyEnds},
 	} {

@@ -10,16 +10,19 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weir/gocore/internal/express"
 	"weir/gocore/internal/ort"
 	"weir/gocore/internal/profile"
 	"weir/gocore/internal/score"
 )
 
-// bound is an arena with the job that was submitted last.
+// bound is an arena with the job that was submitted last, and the memory of the one that goes by express, for who has claimed it.
 type bound struct {
-	arena *score.Arena
-	mu    sync.Mutex
-	job   job
+	arena   *score.Arena
+	mu      sync.Mutex
+	job     job
+	express express.Job
+	rooms   rooms
 }
 
 type job struct {

@@ -10,7 +10,7 @@
 #define WEIR_H
 #include <stdint.h>
 
-#define WEIR_ABI_VERSION 5
+#define WEIR_ABI_VERSION 6
 
 #define WEIR_OK 0
 #define WEIR_PANIC 1
@@ -42,6 +42,10 @@
 #define WEIR_MSGPACK 1
 #define WEIR_TAKEN 0
 #define WEIR_LEFT 1
+
+#define WEIR_EXPRESS_TAKEN 0
+#define WEIR_EXPRESS_SCORED 1
+#define WEIR_EXPRESS_ENCODED 2
 
 /* Profiles of one kind: capacity blocks of stride bytes. late_dropped: a counter per ring of the kind, n_late_dropped of them. */
 typedef struct {
@@ -199,6 +203,25 @@ typedef struct {
     int64_t *reply_ends;
 } weir_encode_job;
 
+/* Bodies taken as far as they go without anybody: decoded and looked up, scored, encoded.
+ *
+ * In: the LSN of the first row; times between earliest and latest are surely not refused; a row whose score is below `below` is surely
+ * approved, which is the first class of the weir_encode_job.
+ *
+ * Out: stage. WEIR_EXPRESS_TAKEN: as after weir_intake, and a row was left, or misses a profile, or may be known, or its time is not within
+ * bounds; no profile has changed. WEIR_EXPRESS_SCORED: as after weir_score with WEIR_ADVANCE, WEIR_RISK and WEIR_UNDO, and a score is not
+ * low enough. WEIR_EXPRESS_ENCODED: as after weir_encode. last_ts is the latest time of a row, from WEIR_EXPRESS_SCORED on; took the
+ * nanoseconds of decoding, looking up, scoring and encoding. */
+typedef struct {
+    int64_t first_lsn;
+    int64_t earliest;
+    int64_t latest;
+    double below;
+    int64_t stage;
+    int64_t last_ts;
+    int64_t took[4];
+} weir_express_job;
+
 /* Blocks of the journal (docs/reference/journal.md) as rows of the ledger.
  *
  * In: blocks_size bytes from the start of a block on, the LSN before that block; rows up to from_lsn are in the ledger already; blocks
@@ -299,6 +322,11 @@ int32_t weir_intake(uint64_t plan, weir_intake_job *job);
 
 /* The bytes of decided transactions; keeps nothing. WEIR_BAD_ARGUMENT if they do not fit. */
 int32_t weir_encode(weir_encode_job *job);
+
+/* Bodies to the bytes of decided transactions in one call, in an arena of the same plan, as far as it goes: see weir_express_job. At most 256
+ * rows, with indexes. Of the weir_encode_job the classes and the memory for what comes out are read, of its rows nothing. After a failure
+ * whose stage is WEIR_EXPRESS_SCORED profiles may have changed: see weir_undo. */
+int32_t weir_express(uint64_t plan, uint64_t model, uint64_t arena, weir_intake_job *take, weir_encode_job *encode, weir_express_job *job);
 
 /* Blocks to rows; keeps nothing. state gets WEIR_LEDGER_MORE where a block is not all there, or is none; WEIR_LEDGER_FULL where there is
  * no room for the next one, WEIR_LEDGER_BEYOND where it ends above to_lsn, WEIR_LEDGER_LEFT where it is damaged, or holds anything that

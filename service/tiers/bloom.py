@@ -154,7 +154,7 @@ class RotatingMaybeSet:
 
     def suspects(self, keys: Sequence[bytes]) -> list[int]:
         """The places of keys that may have been added within the window: ask the store. 0.2 µs a key and generation."""
-        if not self.covered or self._forgot():
+        if not self.is_sure:
             return self.noted(len(keys), [])
         found: set[int] = set()
         for generation in self._generations:
@@ -173,10 +173,15 @@ class RotatingMaybeSet:
         generation.last_ms = self._newest_ms
         return [generation.bloom for generation in reversed(self._generations)]
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether a no counts."""
+        return self.covered and not self._forgot()
+
     def noted(self, n_keys: int, found: list[int]) -> list[int]:
         """Of `n_keys` that were looked up these were found. The places of those that may be known: all, if it forgot some."""
         self.lookups += n_keys
-        if not self.covered or self._forgot():
+        if not self.is_sure:
             return list(range(n_keys))
         self.negatives += n_keys - len(found)
         return found
@@ -199,7 +204,7 @@ class RotatingMaybeSet:
 
     def confirm_absent(self) -> None:
         """The caller asked the store about a key that `maybe_has` let through, and it was not there."""
-        if self.covered and not self._forgot():
+        if self.is_sure:
             self.false_positives += 1
 
     @property

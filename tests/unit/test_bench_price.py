@@ -24,6 +24,7 @@ from loadgen.bench.price.result import (
 )
 from service.errors import StartError
 from service.journal import TX
+from service.pieces import Pieces
 from service.price_arm import NoIndex, NoJournal, Stopwatch, check_empty
 from service.price_arm import main as price_arm
 
@@ -152,7 +153,7 @@ async def test_journal_of_the_launcher_keeps_nothing_and_says_that_it_is_durable
 def test_index_of_the_launcher_knows_nobody() -> None:
     """What was added is new again, and nothing waits for the keeper."""
     index = NoIndex(None, None)
-    index.add_batch(["t-1"], [b"record"], 1, 1)
+    index.add_batch(b"t-1\n", Pieces.of([b"record"]), 1, 1)
     assert index.suspects(["t-1"]) == []
     assert len(index) == 0
 

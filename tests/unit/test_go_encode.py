@@ -20,6 +20,7 @@ from service.codec import encode_decision
 from service.decide import Decision
 from service.decisions import StoredDecision, encode_body, encode_stored
 from service.journal_format import TX, encode_entries
+from service.pieces import Pieces
 from service.records import encode_outcome
 
 MISSING = missing_core()
@@ -80,18 +81,19 @@ def check_rows(
     separator: bytes = b"\n", explain: bool = False,
 ) -> None:  # fmt: skip
     """Compare with what Python makes of the same rows."""
-    entries, start = [], 0
+    entries = []
+    stored_records, replies = Pieces(found.stored, found.stored_bounds), Pieces(found.replies, found.reply_bounds)
     for row, tx in enumerate(txs):
         outcome, model, scorer, degraded, reasons = known[classes[row]]
         score, body, lsn = float(np.float32(risk[row])), encode_body(tx), first_lsn + row
         stored = StoredDecision(lsn, body, score, outcome, model, scorer, degraded, reasons)
         entries.append((TX, body, encode_outcome(stored)))
-        assert found.stored[row] == encode_stored(stored)
+        assert stored_records[row] == encode_stored(stored)
         decision = Decision(tx.event_id, score, outcome, model, scorer, lsn, False, degraded, reasons)
-        assert found.replies[start : found.reply_ends[row]] == encode_decision(decision, explain) + separator
-        start = found.reply_ends[row]
+        assert replies[row] == encode_decision(decision, explain) + separator
     assert encode_entries(entries) == found.entries
-    assert (len(found.stored), len(found.reply_ends), start) == (len(txs), len(txs), len(found.replies))
+    assert (len(stored_records), len(replies)) == (len(txs), len(txs))
+    assert (found.stored_bounds[-1], found.reply_bounds[-1]) == (len(found.stored), len(found.replies))
 
 
 def tx(event_id: str = "t-1", **changes: Any) -> Transaction:
@@ -173,9 +175,9 @@ def test_encode_results_outlive_the_next_call_and_parts_are_kept(encoder: Encode
     """Rooms are used again, results are copies; other parts take the place of those before."""
     parts = parts_of([APPROVE])
     first = encoded(encoder, [tx("a")], [0.25], [0], parts)
-    kept = (first.entries, list(first.stored), first.replies)
+    kept = Encoded(first.entries, first.stored, list(first.stored_bounds), first.replies, list(first.reply_bounds))
     second = encoded(encoder, [tx("b" * 50)] * 3, [0.5] * 3, [1] * 3, parts_of([APPROVE, REVIEW]))
-    assert (first.entries, first.stored, first.replies) == kept
+    assert first == kept
     check_rows(second, [tx("b" * 50)] * 3, [0.5] * 3, [1] * 3, [APPROVE, REVIEW])
     check_rows(encoded(encoder, [tx("a")], [0.25], [0], parts), [tx("a")], [0.25], [0], [APPROVE])
 
@@ -213,7 +215,7 @@ def test_encode_arrays_of_another_type_or_with_gaps_are_refused(encoder: Encoder
         "first_lsn": LSN, "risk": np.zeros(2, np.float32), "bodies": b"", "body_ends": np.zeros(2, np.int64),
         "event_id_blob": b"a\nb\n", "classes": np.zeros(2, np.uint8), "parts": parts_of([APPROVE]),
     }  # fmt: skip
-    assert len(encoder.encode(**good).stored) == 2
+    assert len(encoder.encode(**good).stored_bounds) == 3
     wrong_types: list[tuple[str, Any]] = [("risk", np.float64), ("body_ends", np.int32), ("classes", np.int64)]
     for name, wrong in wrong_types:
         with pytest.raises(BadArgument, match="expected float32, int64 and uint8"):
@@ -237,5 +239,5 @@ def test_entry_of_known_bytes(encoder: Encoder) -> None:
     )
     score = b"\xcb" + struct.pack(">d", 0.5)
     assert found.entries == struct.pack("<BII", 1, 1, 11) + b"\x80" + b"\x96" + score + b"T"
-    assert found.stored == [b"\x9a\x01\xc4\x01\x80" + score + b"T\xc0\x00"]
+    assert found.stored == b"\x9a\x01\xc4\x01\x80" + score + b"T\xc0\x00"
     assert found.replies == b'{"event_id":"e","score":0.5M1E;'

@@ -74,6 +74,12 @@ func (in *Intake) Lists() int { return len(in.fields) }
 
 // Take fills the job's memory.
 func (in *Intake) Take(j *Job) {
+	in.Decode(j)
+	in.LookUp(j)
+}
+
+// Decode is the first half of Take: rows become columns, canonical bodies and ids.
+func (in *Intake) Decode(j *Job) {
 	var t tx.Transaction
 	clear(j.IDEnds)
 	j.NumLeft = 0
@@ -87,6 +93,10 @@ func (in *Intake) Take(j *Job) {
 		}
 		j.BodyEnds[row] = bodyEnd
 	}
+}
+
+// LookUp is the second half: where the entities are, and which events may be known.
+func (in *Intake) LookUp(j *Job) {
 	in.find(j)
 	if len(j.Filters) > 0 {
 		if err := maybe.Take(j.Filters, j.IDs[:j.IDEnds[0]], j.Suspects); err != nil {

@@ -54,10 +54,14 @@ func (f *Filter) Bytes() int { return len(f.blocks) * blockBits / 8 }
 
 // Take looks len(found) keys, each with a line feed after it, up in all filters and adds them to the first: found gets 1 for each
 // that may have been there, also by an earlier place of this list, else 0. An empty key is neither looked up nor added.
-func Take(filters []*Filter, list []byte, found []uint8) error { return each(filters, list, found, true) }
+func Take(filters []*Filter, list []byte, found []uint8) error {
+	return each(filters, list, found, true)
+}
 
 // Find is Take without adding.
-func Find(filters []*Filter, list []byte, found []uint8) error { return each(filters, list, found, false) }
+func Find(filters []*Filter, list []byte, found []uint8) error {
+	return each(filters, list, found, false)
+}
 
 func each(filters []*Filter, list []byte, found []uint8, add bool) error {
 	var hashes [group]uint64

@@ -147,6 +147,17 @@ func (a *Arena) Put(row int, lsn int64, slots []int, columns *[plan.Columns]int6
 	copy(a.rows.Columns[row*a.rows.ColumnStride:], columns[:])
 }
 
+// Fill writes the first n rows, with the LSNs from first on: slots (n, kinds), columns (n, plan.Columns). Only for who has claimed the
+// arena, and n is at most its Rows.
+func (a *Arena) Fill(first int64, n int, slots, columns []int64) {
+	kinds := len(a.lanes)
+	for row := range n {
+		a.rows.LSNs[row*a.rows.LSNStride] = first + int64(row)
+		copy(a.slots(row), slots[row*kinds:(row+1)*kinds])
+		*a.columns(row) = *(*[plan.Columns]int64)(columns[row*plan.Columns:])
+	}
+}
+
 func (a *Arena) columns(row int) *[plan.Columns]int64 {
 	at := row * a.rows.ColumnStride
 	return (*[plan.Columns]int64)(a.rows.Columns[at : at+plan.Columns])
