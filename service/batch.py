@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from models.arena import Arena
 from models.scorer import AsideScorer, Scorer
+from service.decide import Places
 from service.lookup import slots_of
 from service.row_codec import Encoded
 from service.rows import concat
@@ -83,8 +84,8 @@ class Onlooker(Protocol):
     def before(self, batch: Batch) -> None:
         """It is about to be scored."""
 
-    def after(self, batch: Batch, encoded: Encoded, classes: npt.NDArray[np.uint8]) -> None:
-        """It is in the journal; classes: uint8 (rows,), 0 for a plain approval."""
+    def after(self, batch: Batch, encoded: Encoded, classes: Places) -> None:
+        """It is in the journal; classes: (rows,), 0 for a plain approval."""
 
 
 class Aside:

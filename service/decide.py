@@ -17,6 +17,9 @@ from service.rows import Rows
 
 APPROVE, REVIEW, DECLINE = "approve", "review", "decline"
 AMOUNT = COLUMNS.index("amount")
+PLACES_OF_A_BYTE = 256
+
+Places = npt.NDArray[np.unsignedinteger[Any]]  # (rows,): uint8, or uint16 if there are more than PLACES_OF_A_BYTE to name
 
 
 class Decision(msgspec.Struct, gc=False):
@@ -72,15 +75,15 @@ def decide_rows(
     policy: Policy,
     lists: Lists,
     now_ms: int,
-) -> tuple[npt.NDArray[np.uint8], list[Conclusion]]:  # fmt: skip
-    """The place of each row's conclusion, uint8 (rows,), and the conclusions. `degraded`: by row, what could not be asked.
+) -> tuple[Places, list[Conclusion]]:
+    """The place of each row's conclusion, and the conclusions. `degraded`: by row, what could not be asked.
 
-    Raises OverflowError for more than 256 different conclusions in one batch.
+    Places are bytes but for lists of many kinds together with many combinations of tiers that could not be asked.
     """
     if not (lists or degraded) and max(risks.tolist()) < policy.approved_below:  # nearly always; NumPy's way takes 4 µs more
         return np.zeros(len(risks), dtype=np.uint8), list(BY_SCORE)
     scores = risks.astype(np.float64)
-    classes = (scores >= policy.review_threshold).view(np.uint8)
+    classes: Places = (scores >= policy.review_threshold).view(np.uint8)
     declined = scores >= policy.decline_threshold
     if declined.any():
         classes[declined] = 2
@@ -91,7 +94,10 @@ def decide_rows(
         levels = degraded.get(row, ())
         amount = int(rows.columns[row, AMOUNT])
         outcome, reasons = decide(rows.entities_of(row), amount, float(risks[row]), bool(levels), policy, lists, now_ms)
-        classes[row] = conclusions.setdefault(Conclusion(outcome, reasons, levels), len(conclusions))
+        place = conclusions.setdefault(Conclusion(outcome, reasons, levels), len(conclusions))
+        if place == PLACES_OF_A_BYTE and classes.itemsize == 1:
+            classes = classes.astype(np.uint16)
+        classes[row] = place
     return classes, list(conclusions)
 
 

@@ -28,7 +28,7 @@ from service.admission import Admission, answer_again
 from service.batch import Aside, Batch, Onlooker
 from service.clock import Clock
 from service.codec import JSON
-from service.decide import BY_SCORE, Conclusion, Policy, decide_rows
+from service.decide import BY_SCORE, Conclusion, Places, Policy, decide_rows
 from service.decisions import Decisions, decode_stored
 from service.errors import JournalUnavailable, NotReady, Overloaded, ScoringFailed, WeirError
 from service.express import Express
@@ -51,7 +51,7 @@ from service.watch import Watch
 log = structlog.get_logger(__name__)
 
 LOG_INTERVAL_S = 10.0  # between two records of appends that failed
-APPROVED = bytes(256)  # the classes of rows that went by express, and of more than can
+APPROVED = np.zeros(256, dtype=np.uint8)  # the classes of rows that went by express, and of more than can
 ASIDE_ROWS = 256  # from here on a batch is scored on the core's thread: handing it over costs about 40 µs
 
 
@@ -325,9 +325,9 @@ class Pipeline:
             self._fail_scoring(batch, error)
             return
         batch.times.append(time.perf_counter())
-        self._write_down(batch, encoded, classes.tobytes(), conclusions)
+        self._write_down(batch, encoded, classes, conclusions)
 
-    def _write_down(self, batch: Batch, encoded: Encoded, classes: bytes, conclusions: Sequence[Conclusion]) -> None:
+    def _write_down(self, batch: Batch, encoded: Encoded, classes: Places, conclusions: Sequence[Conclusion]) -> None:
         """Journal, commit, reply. Nothing counts until the journal has it. classes: the place of each row's conclusion."""
         try:
             self._journal.append_encoded(encoded.entries, batch.n_rows)
@@ -338,10 +338,10 @@ class Pipeline:
             self._fail(batch, JournalUnavailable(f"{error}; nothing was changed"))
             return
         batch.times.append(time.perf_counter())
-        self._count(classes, conclusions)
+        self._count(classes.tobytes() if classes.itemsize == 1 else classes.tolist(), conclusions)
         self._commit(batch, encoded)
         if self.onlooker is not None:
-            self.onlooker.after(batch, encoded, np.frombuffer(classes, dtype=np.uint8))
+            self.onlooker.after(batch, encoded, classes)
         if self._journal.is_synced_before_reply:
             self._in_background(self._reply_when_durable(batch, encoded))
         else:
@@ -364,11 +364,12 @@ class Pipeline:
         for ticket in batch.tickets:
             ticket.times = batch.times
 
-    def _count(self, classes: bytes, conclusions: Sequence[Conclusion]) -> None:
+    def _count(self, classes: bytes | list[int], conclusions: Sequence[Conclusion]) -> None:
         n_first = classes.count(0)  # nearly always all: approved by their score
         self.outcomes[conclusions[0].outcome] += n_first
         if n_first < len(classes):
-            for place, n_rows in Counter(classes.replace(b"\0", b"")).items():
+            others = classes.replace(b"\0", b"") if isinstance(classes, bytes) else filter(None, classes)
+            for place, n_rows in Counter(others).items():
                 self.outcomes[conclusions[place].outcome] += n_rows
 
     def _reply(self, batch: Batch, encoded: Encoded) -> None:

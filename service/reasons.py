@@ -16,16 +16,14 @@ import numpy.typing as npt
 
 from models.explain import strongest, weigh
 from models.words import Words
-from service.decide import BY_SCORE, Conclusion
+from service.decide import BY_SCORE, PLACES_OF_A_BYTE, Conclusion, Places
 from service.ticket import REASONS
 
 if TYPE_CHECKING:
     from service.batch import Batch
 
 Float32s = npt.NDArray[np.float32]
-Uint8s = npt.NDArray[np.uint8]
 
-CONCLUSIONS_MAX = 256  # of a micro-batch: its rows name theirs in a byte
 _BY_SCORE = frozenset(conclusion.reasons for conclusion in BY_SCORE[1:])
 
 
@@ -55,7 +53,7 @@ class Explainer:
         self._share = share
         self._room = float(rows_max)  # rows that may be explained without being asked about
 
-    def explain(self, batch: "Batch", classes: Uint8s, conclusions: list[Conclusion]) -> tuple[Uint8s, list[Conclusion]]:
+    def explain(self, batch: "Batch", classes: Places, conclusions: list[Conclusion]) -> tuple[Places, list[Conclusion]]:
         """`decide_rows`'s answer with conclusions of their own for the rows that are explained.
 
         The batch is scored and its vectors are still in the arena. Raises what the model raises.
@@ -86,7 +84,7 @@ class Explainer:
             for vector, places in zip(vectors, (strongest(row, self._reasons_max) for row in weights), strict=True)
         ]
 
-    def _rows(self, batch: "Batch", classes: Uint8s, conclusions: Sequence[Conclusion]) -> list[int]:
+    def _rows(self, batch: "Batch", classes: Places, conclusions: Sequence[Conclusion]) -> list[int]:
         """The rows to be explained, in order of place."""
         by_score = [is_by_score(conclusion.reasons) for conclusion in conclusions]
         by_list = [is_by_list(conclusion.reasons) for conclusion in conclusions]
@@ -99,7 +97,8 @@ class Explainer:
         of_score = [row for row in np.flatnonzero(classes).tolist() if by_score[classes[row]]]
         risks = batch.arena.risk
         rows = list(dict.fromkeys([*asked, *sorted(of_score, key=lambda row: -float(risks[row]))]))
-        n_max = min(self._rows_max, CONCLUSIONS_MAX - len(conclusions), len(asked) + int(self._room))
+        n_places = max(PLACES_OF_A_BYTE - len(conclusions), 0)
+        n_max = min(self._rows_max, n_places, len(asked) + int(self._room))
         self.n_left += max(len(rows) - n_max, 0)
         self._room -= max(min(len(rows), n_max) - len(asked), 0)
         return sorted(rows[:n_max])

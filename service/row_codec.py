@@ -15,7 +15,7 @@ from features.columns import encode
 from features.plan import COLUMNS, Plan
 from features.transaction import InvalidTransaction, Transaction
 from service.codec import MSGPACK, decode_packed, decode_transaction, encode_decision
-from service.decide import Conclusion, Decision
+from service.decide import Conclusion, Decision, Places
 from service.decisions import StoredDecision, encode_body, encode_stored
 from service.errors import InvalidEvent, WeirError
 from service.journal import TX
@@ -42,7 +42,7 @@ class RowCodec(Protocol):
         """The valid ones, in order, and why the others are refused. `form`: JSON or MSGPACK."""
 
     def encode(
-        self, rows: Rows, first_lsn: int, risks: npt.NDArray[np.float32], classes: npt.NDArray[np.uint8],
+        self, rows: Rows, first_lsn: int, risks: npt.NDArray[np.float32], classes: Places,
         conclusions: Sequence[Conclusion], model: str, scorer: str,
     ) -> Encoded:  # fmt: skip
         """Row i has LSN first_lsn + i, the score risks[i] and conclusions[classes[i]].
@@ -87,7 +87,7 @@ class ReferenceCodec:
         )
 
     def encode(
-        self, rows: Rows, first_lsn: int, risks: npt.NDArray[np.float32], classes: npt.NDArray[np.uint8],
+        self, rows: Rows, first_lsn: int, risks: npt.NDArray[np.float32], classes: Places,
         conclusions: Sequence[Conclusion], model: str, scorer: str,
     ) -> Encoded:  # fmt: skip
         """See RowCodec."""

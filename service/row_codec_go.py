@@ -19,7 +19,7 @@ from gocore.errors import GoCoreError
 from gocore.filter import GoFilter
 from gocore.index import GoIndex
 from gocore.intake import Intake, Taken
-from service.decide import APPROVE, Conclusion
+from service.decide import APPROVE, Conclusion, Places
 from service.pieces import Pieces, Replies
 from service.row_codec import Encoded, ReferenceCodec, Refused, RowCodec
 from service.rows import Rows, concat
@@ -99,14 +99,34 @@ class GoCodec:
         return joined.only(order) if len(others) else joined, {left[place]: error for place, error in refused.items()}
 
     def encode(
-        self, rows: Rows, first_lsn: int, risks: npt.NDArray[np.float32], classes: npt.NDArray[np.uint8],
+        self, rows: Rows, first_lsn: int, risks: npt.NDArray[np.float32], classes: Places,
         conclusions: Sequence[Conclusion], model: str, scorer: str,
     ) -> Encoded:  # fmt: skip
         """See RowCodec."""
         assert len(rows)
-        assert len(conclusions) <= CLASSES_MAX
+        if len(conclusions) > CLASSES_MAX:
+            return self._encode_piecewise(rows, first_lsn, risks, classes, conclusions, model, scorer)
         parts = self.parts_of(tuple(conclusions), model, scorer)
         return _encoded_of(self.encoder.encode(first_lsn, risks, rows.bodies, rows.ends, rows.event_id_lines, classes, parts))
+
+    def _encode_piecewise(
+        self, rows: Rows, first_lsn: int, risks: npt.NDArray[np.float32], classes: Places,
+        conclusions: Sequence[Conclusion], model: str, scorer: str,
+    ) -> Encoded:  # fmt: skip
+        """The core names a class in a byte: so many rows at a time that they cannot have more classes than that."""
+        made = []
+        for start in range(0, len(rows), CLASSES_MAX):
+            numbers = range(start, min(start + CLASSES_MAX, len(rows)))
+            there = slice(start, numbers.stop)
+            places, own = np.unique(classes[there], return_inverse=True)
+            said = [conclusions[place] for place in places.tolist()]
+            few = own.astype(np.uint8)
+            made.append(self.encode(rows.only(numbers), first_lsn + start, risks[there], few, said, model, scorer))
+        return Encoded(
+            b"".join([encoded.entries for encoded in made]),
+            Pieces.of([record for encoded in made for record in encoded.stored]),
+            Replies.of([reply for encoded in made for reply in encoded.replies]),
+        )
 
     def encoded(self) -> Encoded:
         """What the encoder's last call has made of its rows."""

@@ -17,6 +17,7 @@ import structlog
 from features.plan import W_LAST_SEEN, Plan
 from service.batch import Batch
 from service.clock import Clock
+from service.decide import Places
 from service.decisions import decode_stored
 from service.fetch import L1_HIT
 from service.row_codec import Encoded
@@ -61,7 +62,7 @@ class Sightings:
         except Exception:  # whatever it was, it is no reason not to score
             log.exception("a batch could not be watched")
 
-    def after(self, batch: Batch, encoded: Encoded, classes: npt.NDArray[np.uint8]) -> None:
+    def after(self, batch: Batch, encoded: Encoded, classes: Places) -> None:
         """Take some rows of a batch that is in the journal. Never raises."""
         if batch.seen is None:  # nobody looked yet when it was begun
             return
