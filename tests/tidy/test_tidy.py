@@ -1,6 +1,7 @@
 """The style guide's countable rules: file and function sizes, one client library per module, notes with numbers."""
 
 import ast
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -44,9 +45,29 @@ def tracked(*patterns: str) -> list[Path]:
     return [ROOT / line for line in listing.stdout.splitlines() if (ROOT / line).is_file()]
 
 
-def python_files() -> list[Path]:
-    """Every Python file of the project."""
-    return tracked("*.py")
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    """Every Python file of the project, parsed once: that takes seconds."""
+    return {path: ast.parse(path.read_text()) for path in tracked("*.py")}
+
+
+@functools.cache
+def importers() -> dict[str, set[str]]:
+    """By the first word of what is imported: the files of the packages that import it."""
+    found: dict[str, set[str]] = {}
+    for path, tree in packaged().items():
+        for node in ast.walk(tree):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            for name in names:
+                found.setdefault(name.split(".")[0], set()).add(relative(path))
+    return found
+
+
+def packaged() -> dict[Path, ast.Module]:
+    """The files of the packages."""
+    return {path: tree for path, tree in trees().items() if path.relative_to(ROOT).parts[0] in PACKAGES}
 
 
 def relative(path: Path) -> str:
@@ -56,15 +77,15 @@ def relative(path: Path) -> str:
 
 def test_python_files_are_short_enough() -> None:
     """No module is longer than the limit of the style guide."""
-    too_long = {relative(p): n for p in python_files() if (n := len(p.read_text().splitlines())) > FILE_LINES_MAX}
+    too_long = {relative(p): n for p in trees() if (n := len(p.read_text().splitlines())) > FILE_LINES_MAX}
     assert too_long == {}
 
 
 def test_functions_are_short_enough() -> None:
     """No function is longer than the limit of the style guide."""
     too_long = {}
-    for path in python_files():
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, tree in trees().items():
+        for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
                 n_lines = node.end_lineno - node.lineno + 1
                 if n_lines > FUNCTION_LINES_MAX:
@@ -75,26 +96,12 @@ def test_functions_are_short_enough() -> None:
 @pytest.mark.parametrize("client", CLIENTS)
 def test_client_library_is_imported_in_its_module_only(client: str) -> None:
     """Others see our own protocol, never the client's types."""
-    importers = set()
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-                if isinstance(node, ast.ImportFrom) and node.level == 0:
-                    names = [node.module or ""]
-                if any(name.split(".")[0] == client for name in names):
-                    importers.add(relative(path))
-    assert importers <= CLIENTS[client]
+    assert importers().get(client, set()) <= CLIENTS[client]
 
 
 def test_modules_begin_with_their_contract() -> None:
     """Every module that holds anything says in its docstring what it is for."""
-    silent = []
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            tree = ast.parse(path.read_text())
-            if tree.body and ast.get_docstring(tree) is None:
-                silent.append(relative(path))
+    silent = [relative(path) for path, tree in packaged().items() if tree.body and ast.get_docstring(tree) is None]
     assert silent == []
 
 
@@ -107,7 +114,7 @@ def test_handlers_ask_the_front_who_calls() -> None:
 def test_notes_carry_an_issue_number() -> None:
     """A TODO names its issue; a FIXME does not reach main."""
     bad = []
-    for path in python_files():
+    for path in trees():
         if path == Path(__file__):
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):

@@ -1,5 +1,6 @@
 """However a stream is cut into batches, profiles are the same bytes and vectors the same floats."""
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -69,16 +70,22 @@ def profiles(engine: MemoryEngine) -> dict[tuple[str, str], bytes]:
     }
 
 
+@functools.cache
+def one_by_one(spec_name: str) -> tuple[list[Transaction], dict[int, Label], MemoryEngine, np.ndarray]:
+    """The stream for a spec, and what becomes of it one transaction at a time. Read only."""
+    txs, labels = stream(SEED)
+    if spec_name != "cards":
+        labels = {p: label for p, label in labels.items() if p % 5 == 0}
+        txs = [Transaction(t.event_id, t.ts, t.amount, "EUR", t.card_id, t.merchant_id) for t in txs]
+    return (txs, labels, *feed(PLANS[spec_name], txs, labels, (1,)))
+
+
 @pytest.mark.parametrize("spec_name", PLANS)
 @pytest.mark.parametrize("sizes", [(7,), (8,), (9,), (64,), (256,), (1, 300, 3, 40, 17)])
 def test_advance_any_batch_size_same_bytes_and_vectors(spec_name: str, sizes: tuple[int, ...]) -> None:
     """Batches of any size leave the bytes and give the vectors of one transaction at a time."""
-    plan, (txs, labels) = PLANS[spec_name], stream(SEED)
-    labels = labels if spec_name == "cards" else {p: label for p, label in labels.items() if p % 5 == 0}
-    if spec_name != "cards":
-        txs = [Transaction(t.event_id, t.ts, t.amount, "EUR", t.card_id, t.merchant_id) for t in txs]
-    one, expected = feed(plan, txs, labels, (1,))
-    many, vectors = feed(plan, txs, labels, sizes)
+    txs, labels, one, expected = one_by_one(spec_name)
+    many, vectors = feed(PLANS[spec_name], txs, labels, sizes)
     assert vectors.tobytes() == expected.tobytes(), f"SEED={SEED}"
     assert profiles(many) == profiles(one), f"SEED={SEED}"
     assert [slab.late_dropped.tolist() for slab in many.slabs] == [slab.late_dropped.tolist() for slab in one.slabs]
