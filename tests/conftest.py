@@ -19,6 +19,7 @@ import asyncpg
 import msgspec
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from features.plan import compile_plan
 from features.spec import load_spec
@@ -230,6 +231,13 @@ def fill_disk() -> Callable[[Path, int], Path]:
 def _free_bytes(disk: Path) -> int:
     stat = os.statvfs(disk)
     return stat.f_bavail * stat.f_frsize
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """scikit-learn and BLAS use one thread: beside other tests a second one mostly spins; boosting takes six times as long."""
+    with threadpool_limits(1):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ from models.matrix import build_matrix
 from models.onnx_scorer import OnnxScorer
 from models.train import TrainError, plan_split, train_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DAY_MS = 86_400_000
 SPEC = load_spec("cards")
 PLAN = compile_plan(SPEC)

@@ -19,6 +19,8 @@ from models.rows import Rows, join, sample_legit
 from models.scorer import Scorer
 from models.trees import Trees
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PLAN: Plan = compile_plan(load_spec("handbook40"))
 WIDTH = PLAN.n_features
 RANDOM = np.random.default_rng(5)
