@@ -404,6 +404,12 @@ def weir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weir]:
 
 
 @pytest.fixture
+def in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comparison takes its turn with all others, as where there is no `nice`: beside other tests it would hardly get one."""
+    monkeypatch.setenv("PATH", "")
+
+
+@pytest.fixture
 def make_client() -> Callable[[Weir], Client]:
     """A Client of a Weir."""
     return Client

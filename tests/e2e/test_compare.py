@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.e2e
 
 ASK = {"configs": [{"off": ["l1", "bloom", "l2"]}], "events": 1_000}
-BIG = {"configs": [{"off": ["l1"]}, {"off": ["l2"]}], "events": 200_000, "rounds": 10}
+BIG = {"configs": [{"off": ["l1"]}, {"off": ["l2"]}], "events": 20_000, "rounds": 10}
 
 
 def post(weir: "Weir", asked: object, key: str | None = None) -> Any:
@@ -35,6 +37,7 @@ def wait_for(weir: "Weir", path: str, is_there: Callable[[Any], bool], deadline_
     return shown
 
 
+@pytest.mark.usefixtures("in_turn")
 async def test_comparison_runs_and_is_kept(make_weir: "MakeWeir") -> None:
     """It goes from running to done, tells its progress and what changed, and is there after a restart; then it is forgotten."""
     weir = make_weir("decide.review_threshold=0.01", "decide.decline_threshold=0.2")
@@ -66,6 +69,17 @@ async def test_comparison_runs_and_is_kept(make_weir: "MakeWeir") -> None:
     assert list((weir.directory / "compare").iterdir()) == []
 
 
+@pytest.mark.skipif(shutil.which("nice") is None, reason="there is no nice here")
+async def test_comparison_gives_way_to_all_others(make_weir: "MakeWeir") -> None:
+    """It runs with the least priority that there is."""
+    weir = make_weir()
+    await weir.start()
+    path = f"/v1/compare/{post(weir, BIG).json['id']}"
+    wait_for(weir, path, lambda _: [os.getpriority(os.PRIO_PROCESS, pid) for pid in family(weir.directory)[:1]] == [19])
+    assert weir.call("DELETE", path).status == 200
+
+
+@pytest.mark.usefixtures("in_turn")
 async def test_comparison_is_cancelled_and_ends_with_the_service(make_weir: "MakeWeir") -> None:
     """DELETE ends the running one and everything that it started; so does the end of the service, a kill included."""
     weir = make_weir()

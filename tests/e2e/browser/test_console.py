@@ -223,6 +223,7 @@ async def test_no_page_is_wider_than_the_screen_and_focus_is_seen(
     assert {"Overview", "Tiers", "Decisions", "Compare", "Audit", "Sign out"} <= set(reached)
 
 
+@pytest.mark.usefixtures("in_turn")
 async def test_comparison_runs_with_progress_and_can_be_forgotten(make_weir: Any, visit: Any, keys: Any) -> None:
     """Without L1 against everything on: progress, then latency, decisions and caveats; another one is cancelled."""
     weir = make_weir()
@@ -230,7 +231,7 @@ async def test_comparison_runs_with_progress_and_can_be_forgotten(make_weir: Any
     if weir.call("GET", "/v1/compare").status == 404:
         pytest.skip("this service offers no comparisons")
     page = await visit(weir.url).signed_in(keys(weir, Role.ANALYST))
-    page.set_default_timeout(180_000)  # four services are started, at the lowest priority
+    page.set_default_timeout(180_000)  # four services are started
     await page.goto(f"{weir.url}/console#/compare")
     await page.get_by_text("None yet").wait_for()
     await page.get_by_label("Stream").select_option("1000")
