@@ -351,6 +351,15 @@ def test_noise_in_the_piece_of_a_request_is_refused(lanes: "Lanes", sent: bytes,
     lanes.both(lambda lane: lane.assert_well())
 
 
+@pytest.fixture(scope="module")
+def patient_lanes(keep_lanes: Callable[..., "Lanes"]) -> "Lanes":
+    """Two that wait for a body as long as a busy machine takes to send it in pieces."""
+    lanes = keep_lanes("server.request_deadline_ms=60000")
+    for request in (SCORE, BATCH):  # known from now on: every reply says so
+        lanes.check(request, [200])
+    return lanes
+
+
 @pytest.mark.parametrize(
     "request_",
     [
@@ -364,8 +373,9 @@ def test_noise_in_the_piece_of_a_request_is_refused(lanes: "Lanes", sent: bytes,
         pytest.param(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n" + SCORE, id="hand-over"),
     ],
 )
-def test_request_split_at_every_byte_is_answered_alike(lanes: "Lanes", request_: bytes) -> None:
+def test_request_split_at_every_byte_is_answered_alike(patient_lanes: "Lanes", request_: bytes) -> None:
     """A request that comes in two pieces, wherever it is cut, has the reply of one that comes in one."""
+    lanes = patient_lanes
     n_replies = request_.count(b" HTTP/1.1\r\n")
     whole = lanes.check(request_, None, n_replies=n_replies)
     filled = lanes.fast.fill_in(request_)
@@ -375,8 +385,9 @@ def test_request_split_at_every_byte_is_answered_alike(lanes: "Lanes", request_:
 
 
 @pytest.mark.parametrize("request_", [SCORE, IN_CHUNKS, LIVEZ + SCORE], ids=["score", "chunked", "hand-over"])
-def test_request_byte_by_byte_is_answered_alike(lanes: "Lanes", request_: bytes) -> None:
+def test_request_byte_by_byte_is_answered_alike(patient_lanes: "Lanes", request_: bytes) -> None:
     """Every byte for itself."""
+    lanes = patient_lanes
     filled = lanes.fast.fill_in(request_)
     n_replies = request_.count(b" HTTP/1.1\r\n")
     lanes.check([bytes([byte]) for byte in filled], [200] * n_replies, "open")

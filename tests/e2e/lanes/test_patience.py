@@ -60,7 +60,7 @@ def seconds_until_closed(connection: "Connection", deadline_s: float) -> float:
 
 
 @pytest.mark.parametrize("first", [b"", SCORE, LIVEZ], ids=["fresh", "after a score", "after another route"])
-def test_head_that_never_ends_is_given_up(make_lanes: MakeLanes, first: bytes) -> None:
+def test_head_that_never_ends_is_given_up(keep_lanes: MakeLanes, first: bytes) -> None:
     """A client that sends a byte now and then loses its connection after server.head_deadline_ms."""
 
     def run(lane: "Lane") -> float:
@@ -71,13 +71,13 @@ def test_head_that_never_ends_is_given_up(make_lanes: MakeLanes, first: bytes) -
         connection.close()
         return taken
 
-    lanes = make_lanes("server.head_deadline_ms=600")
+    lanes = keep_lanes("server.head_deadline_ms=600")
     assert all(0.4 < taken < 4 for taken in lanes.both(run))
     lanes.both(lambda lane: lane.assert_well())
 
 
 @pytest.mark.parametrize("first", [b"", SCORE, LIVEZ], ids=["fresh", "after a score", "after another route"])
-def test_idle_connection_is_closed(make_lanes: MakeLanes, first: bytes) -> None:
+def test_idle_connection_is_closed(keep_lanes: MakeLanes, first: bytes) -> None:
     """A connection on which nothing comes is closed after server.idle_deadline_ms; one in use is not."""
 
     def run(lane: "Lane") -> float:
@@ -92,7 +92,7 @@ def test_idle_connection_is_closed(make_lanes: MakeLanes, first: bytes) -> None:
         busy.close()
         return taken
 
-    lanes = make_lanes("server.idle_deadline_ms=600")
+    lanes = keep_lanes("server.idle_deadline_ms=600")
     assert all(0.4 < taken < 4 for taken in lanes.both(run))
 
 
