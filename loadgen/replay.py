@@ -214,6 +214,8 @@ class Replay:
             for client_no, job in enumerate(work):
                 tasks.create_task(self._work(client_no, job, due_s))
             tasks.create_task(self._labels_when_due(planned, due_s))
+        if not self._stop.is_set():
+            await self._post_labels([])  # of rows that were under way when the last ones became due
 
     def _stages(self) -> list[Stage]:
         data = self._stream.dataset
