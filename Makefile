@@ -87,7 +87,7 @@ check: setup  ## format, lint, types, layers
 	@rm -f .lint-imports.log
 
 test-python: setup go  ## all Python tests but the benchmarks at their small size
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not bench"
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not bench"
 
 test-bench: setup go  ## every benchmark at its small size (about five minutes)
 	$(BIN)/python -m pytest -q -m bench
