@@ -104,6 +104,7 @@ test-go: setup go  ## vet and test the Go module, with the race detector; skippe
 fuzz: setup go  ## fuzz the HTTP API, the codec, the journal and the specs for some minutes (FUZZ_EXAMPLES=200; SEED=... chooses others)
 	EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -q tests/e2e/test_openapi.py
 	EXAMPLES=$(shell expr $(FUZZ_EXAMPLES) \* 25) $(BIN)/python -m pytest -q tests/unit/test_fuzz_parsers.py
+	EXAMPLES=$(shell expr $(FUZZ_EXAMPLES) \* 10) $(BIN)/python -m pytest -q tests/unit/test_go_intake.py tests/unit/test_go_encode.py
 
 fuzz-go: setup go  ## fuzz the parsers of plans, profiles and journal blocks, a minute each
 	cd gocore && go=$$(../$(BIN)/python -m gocore.build --print-go) && \

@@ -28,7 +28,11 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
 
 SEED = os.environ.get("SEED")
 EXAMPLES = settings(
-    max_examples=300, deadline=None, derandomize=False, print_blob=True, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("EXAMPLES", "100")),
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
 )
 ROWS_MAX = 600
 LSN = 5 << 48 | 1

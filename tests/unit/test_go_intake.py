@@ -34,7 +34,11 @@ pytestmark = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
 
 SEED = os.environ.get("SEED")
 EXAMPLES = settings(
-    max_examples=400, deadline=None, derandomize=False, print_blob=True, suppress_health_check=list(HealthCheck)
+    max_examples=int(os.environ.get("EXAMPLES", "100")),
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
 )
 PLAN = compile_plan(load_spec("cards"))
 HANDBOOK = compile_plan(load_spec("handbook"))
