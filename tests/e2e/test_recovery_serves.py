@@ -200,7 +200,8 @@ async def test_recovery_that_ends_early_goes_on_where_it_was(
     """SIGKILL in the middle, then SIGTERM (exit code 0), then to the end: each begins later, the bytes are a fresh engine's."""
     require(scorer)
     weir = make_weir("l2.flush_interval_ms=20", "write_behind.interval_ms=5")
-    write_journal(weir.directory, stream, N_EVENTS[scorer])
+    n_events = N_EVENTS[scorer] // 2  # all of them are compared in the end, by an engine that takes long for each
+    write_journal(weir.directory, stream, n_events)
     began = []
     for number, share in ((signal.SIGKILL, 0.5), (signal.SIGTERM, 0.3)):
         serving = serve(weir, scorer)
@@ -217,13 +218,13 @@ async def test_recovery_that_ends_early_goes_on_where_it_was(
     began.append(serving.logged("recovery begins")["from_lsn"])
     n_last = serving.logged("recovered")["entries"]
     assert began == sorted(set(began)), began
-    assert n_last < 0.8 * N_EVENTS[scorer]
+    assert n_last < 0.8 * n_events
     assert serving.end(signal.SIGTERM) == 0
     truth = truth_of(weir.directory)
     store = RocksStore(weir.directory / "l2")
     try:
         await truth.assert_in_store(L2(store))
-        for start in range(0, N_EVENTS[scorer], 1_000):
+        for start in range(0, n_events, 1_000):
             event_ids = [f"e-{number}" for number in range(start, start + 1_000)]
             packed = await store.get_many("decisions", [event_id.encode() for event_id in event_ids])
             for event_id, value in zip(event_ids, packed, strict=True):
