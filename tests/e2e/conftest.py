@@ -35,7 +35,7 @@ from service.records import decode_erasure, decode_label, decode_outcome
 from service.settings import load_settings
 from service.tiers.base import Tier, lsn_of
 
-READY_S = 30.0
+READY_S = 120.0  # a start is 2 s of CPU, and the machine may be busy with much else
 STOP_S = 60.0
 REDIS_PREFIX = b"weir:p:"
 N_CLIENTS = 4

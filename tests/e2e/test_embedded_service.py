@@ -18,11 +18,12 @@ import psutil
 import pytest
 
 from service.auth import KEY_FILE, Role, add_key, revoke_key
+from service.embedded import STOP_TIMEOUT_S
 
 pytestmark = [pytest.mark.e2e, pytest.mark.redis, pytest.mark.postgres]
 
 WEIR = str(Path(sys.executable).with_name("weir"))
-DEADLINE_S = 10.0
+DEADLINE_S = 60.0
 
 
 class Service:
@@ -216,7 +217,7 @@ def test_stop_during_the_start_leaves_nothing_running(make_service: Callable[[],
     started = time.monotonic()
     service.process.terminate()
     out, _ = service.process.communicate(timeout=20)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < STOP_TIMEOUT_S
     assert (service.process.returncode, out) == (0, ""), "it never was ready"
     assert service.servers() == []
     assert "Traceback" not in (service.data_dir / "log").read_text()

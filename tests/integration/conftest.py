@@ -37,8 +37,8 @@ from service.ticket import DECISIONS, Answer
 
 BASE = (
     "time.clock=stream",
-    "redis.deadline_ms=1000",
-    "postgres.deadline_ms=1000",
+    "redis.deadline_ms=10000",  # a machine that runs other tests beside this one stands still for seconds
+    "postgres.deadline_ms=10000",
     "write_behind.interval_ms=20",
     "l2.flush_interval_ms=200",
 )
@@ -96,7 +96,13 @@ class Running:
     def copy_as_killed(self, name: str) -> None:
         """The data directory as it is on disk now, under another name: what a kill would leave of an idle process."""
         directory = self.settings.data_dir
-        shutil.copytree(directory, directory.parent / name)
+        while True:
+            try:
+                shutil.copytree(directory, directory.parent / name)
+            except shutil.Error:  # RocksDB has compacted a file away meanwhile: no instant looked like this
+                shutil.rmtree(directory.parent / name)
+            else:
+                return
 
     def level(self, name: str) -> Level:
         return next(level for level in self.engine.levels if level.name == name)
@@ -156,7 +162,7 @@ class Running:
         """event_id -> LSN of every row, once the ledger has caught up; no event twice."""
         feed, url = self.engine.ledger_feed, self.settings.postgres.url
         assert feed is not None
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while feed.position < self.engine.journal.last_lsn:  # noqa: ASYNC110  # no event tells
                 await asyncio.sleep(0.01)
         connection = await asyncpg.connect(url)

@@ -58,7 +58,7 @@ async def test_postgres_other_server_is_noticed_until_position_is_read(
 ) -> None:
     """A connection that meets another server than before makes fill and put refuse until read_position."""
     pool = PostgresPool(postgres_url)
-    tier = PostgresTier(pool)
+    tier = PostgresTier(pool, deadline_ms=10_000)
     await tier.read_position()
     await tier.put({b"card:a": make_profile(1)}, 1)
     # As after a restart: the connections are gone and the start time is another one.
@@ -79,7 +79,7 @@ async def test_postgres_other_server_is_noticed_until_position_is_read(
 async def test_postgres_put_that_fails_leaves_nothing(postgres_url: str, make_profile: MakeProfile) -> None:
     """A statement that fails in the store changes neither profiles nor position."""
     pool = PostgresPool(postgres_url)
-    tier = PostgresTier(pool)
+    tier = PostgresTier(pool, deadline_ms=10_000)
     await tier.read_position()
     async with pool.connection(1000) as connection:
         await connection.execute("ALTER TABLE weir_positions ADD CHECK (lsn < 10)")
@@ -96,7 +96,7 @@ async def test_postgres_keys_chunks_give_every_key_once(
     """All entities' keys in byte order, over several pages, the last of them full; the record of a claim is none of them."""
     monkeypatch.setattr(postgres, "CHUNK_KEYS", 100)
     pool = PostgresPool(postgres_url)
-    tier = PostgresTier(pool)
+    tier = PostgresTier(pool, deadline_ms=10_000)
     await tier.read_position()
     assert [chunk async for chunk in tier.keys_chunks()] == []
     keys = {b"card:" + bytes([i // 256, i % 256, 0]) for i in range(300)}
