@@ -31,7 +31,7 @@ def go() -> str:
 async def test_go_tiers_and_ledger_on_real_stores_and_with_python(go: str, redis_url: str, postgres_url: str) -> None:
     """All Go tests of the stores pass on a Valkey and a Postgres, none misses its server, the cross-check with Python ran."""
     servers = {"WEIR_TEST_REDIS_URL": redis_url, "WEIR_TEST_POSTGRES_URL": postgres_url, "WEIR_TEST_PYTHON": sys.executable}
-    command = [go, "test", "-count=1", "-v", *PACKAGES]
+    command = [go, "test", "-race", "-count=1", "-v", *PACKAGES]  # as make test-go: all is compiled once
     done = await asyncio.to_thread(
         subprocess.run, command, cwd=MODULE, env=os.environ | servers, capture_output=True, text=True, check=False
     )
