@@ -166,8 +166,9 @@ async def test_disk_full_under_load_refuses_and_goes_on_when_there_is_room(
     fill_disk: FillDisk, is_killed: bool,
 ) -> None:  # fmt: skip
     """Journal, L2 and log fill a small disk: 503 that says so, reads work; with room again, or after a kill, all is right."""
+    # One segment: of several a full disk gives up those that L2 has, as it should, and the truth is all that ever was.
     weir = make_weir(
-        "l1.bytes_max=200000", "journal.segment_bytes=65536", "write_behind.interval_ms=20", "l2.flush_interval_ms=100",
+        "l1.bytes_max=200000", "journal.segment_bytes=16777216", "write_behind.interval_ms=20", "l2.flush_interval_ms=100",
         name="small/data",
     )  # fmt: skip
     await weir.start()
