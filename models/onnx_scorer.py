@@ -3,6 +3,7 @@
 The session has one thread (models/onnx_session.py); its output is asked for by name.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,20 @@ from features.vector import VectorBuilder
 from models.arena import Arena, Float32s, Int64s
 from models.images import Images
 from models.onnx_session import open_session
-from models.scorer import ModelError
+from models.scorer import CPU, ModelError
 
 INPUT, OUTPUT = "features", "risk"
 
 
 class OnnxScorer:
-    """Scores batches with the ONNX model in `model_file`. Raises ModelError if it is not one or has another shape."""
+    """Scores batches with the ONNX model in `model_file`, run by `providers`. Raises ModelError if it is none of the plan."""
 
     name = "onnx"
 
-    def __init__(self, plan: Plan, model_file: Path) -> None:
+    def __init__(self, plan: Plan, model_file: Path, providers: Sequence[str] = CPU) -> None:
         self._plan = plan
         self._builder = VectorBuilder(plan)
-        self._session = open_session(model_file)
+        self._session = open_session(model_file, providers=providers)
         self._outputs = [OUTPUT]
         self._images: tuple[int, Images] | None = None  # of the last batch, and its first LSN
         self._check(model_file)

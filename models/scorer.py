@@ -1,8 +1,10 @@
 """What a scoring engine does: advance profiles in their slabs by the events of an arena and give risk scores."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from models.arena import Arena, Float32s
+
+CPU: Final = ("CPUExecutionProvider",)  # execution providers of onnxruntime, where nobody asks for others
 
 
 class ModelError(Exception):

@@ -6,13 +6,14 @@ that scores with `onnx` alone no Go. Both together hold 30 MB more than one; one
 """
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from features.plan import Plan
 from gocore.errors import GoCoreError
 from gocore.locate import missing_core
-from models.scorer import ModelError, Scorer
+from models.scorer import CPU, ModelError, Scorer
 
 NAMES: Final = ("go", "onnx")
 
@@ -26,14 +27,23 @@ def missing_scorer(name: str) -> str | None:
     return missing_core() if name == "go" else None
 
 
-def open_scorer(name: str, plan: Plan, model_file: Path) -> Scorer:
-    """The engine `name` with the model in `model_file`. Raises ScorerMissing, or ModelError if it is no model of this plan."""
+def check_providers(providers: Sequence[str]) -> None:
+    """Raise ModelError if onnxruntime lacks one of these. It always has the CPU's, so it is not loaded to be asked for that."""
+    if tuple(providers) != CPU:
+        importlib.import_module("models.onnx_session").check_providers(providers)
+
+
+def open_scorer(name: str, plan: Plan, model_file: Path, providers: Sequence[str] = CPU) -> Scorer:
+    """The engine `name` with the model in `model_file`; `go` runs it on the CPU, whatever `providers` are.
+
+    Raises ScorerMissing, or ModelError if it is no model of this plan.
+    """
     assert name in NAMES
     try:
         if name == "go":
             scorer: Scorer = importlib.import_module("models.go_scorer").GoScorer(plan, model_file)
         else:
-            scorer = importlib.import_module("models.onnx_scorer").OnnxScorer(plan, model_file)
+            scorer = importlib.import_module("models.onnx_scorer").OnnxScorer(plan, model_file, providers)
     except GoCoreError as error:
         raise ScorerMissing(f"the {name} scorer cannot be used: {error}; use --scorer onnx") from None
     return scorer

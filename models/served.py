@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from models.scorer import ModelError
+from models.scorer import CPU, ModelError
 
 Array = NDArray[Any]
 
@@ -87,13 +87,13 @@ class Run:
 class ServedModel:
     """An opened model. Several threads may run it at the same time."""
 
-    def __init__(self, source: ModelSource) -> None:
+    def __init__(self, source: ModelSource, providers: Sequence[str] = CPU) -> None:
         """Takes as long as onnxruntime needs, 40 ms for 3.5 million parameters. Raises ModelError."""
         self._onnx = importlib.import_module("models.onnx_session")
         self.name = source.name
         self.version = source.version
         shown = source.name if isinstance(source.content, bytes) else str(source.content)
-        self._session = self._onnx.open_session(source.content, shown)
+        self._session = self._onnx.open_session(source.content, shown, providers)
         self.inputs = [_spec(shown, "input", tensor) for tensor in self._session.get_inputs()]
         self.outputs = [_spec(shown, "output", tensor) for tensor in self._session.get_outputs()]
 

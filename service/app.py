@@ -146,7 +146,8 @@ async def _start(settings: Settings, accept_loss: bool, stack: AsyncExitStack) -
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     engine, stores = await _open_engine(settings, plan, card, scorer, accept_loss, stack)
     runner, lane = await _open_port(listeners, engine, keys, settings, stack)
-    engine.inference = await open_inference(settings.inference, card, read_model(model_directory(settings, plan)), stack)
+    model, providers = read_model(model_directory(settings, plan)), settings.onnx.providers
+    engine.inference = await open_inference(settings.inference, providers, card, model, stack)
     engine.comparisons = Comparisons(settings)
     await asyncio.to_thread(engine.comparisons.load)
     stack.push_async_callback(engine.comparisons.close)
@@ -216,7 +217,7 @@ def load_model(settings: Settings) -> tuple[Plan, ModelCard, Scorer]:
     plan = compile_plan(load_spec(settings.spec))
     directory, card = find_champion(settings, Registry(plan, settings.data_dir, settings.model), plan.spec_name)
     card.check(plan)
-    return plan, card, open_engine_of(settings.scorer, plan, directory / MODEL_FILE)
+    return plan, card, open_engine_of(settings.scorer, plan, directory / MODEL_FILE, settings.onnx.providers)
 
 
 def model_directory(settings: Settings, plan: Plan) -> Path:
@@ -353,7 +354,8 @@ def _build(
         write_behind,
         lambda: cover_profiles(bloom, stores, write_behind),
     )
-    scorers = ScorerSwitch(settings.data_dir, plan, model_directory(settings, plan) / MODEL_FILE, pipeline, dry_run)
+    model_file = model_directory(settings, plan) / MODEL_FILE
+    scorers = ScorerSwitch(settings.data_dir, plan, model_file, settings.onnx.providers, pipeline, dry_run)
     shadow = Shadow(plan, settings.shadow.share, l1, stores.levels, decisions, write_behind, journal, random.Random())
     models = open_models(settings, plan, card, pipeline, dry_run, scorers, quality)
     return Engine(

@@ -24,6 +24,7 @@ import structlog
 from service.codec import CompareBody, CompareConfig
 from service.durable_file import replace_file
 from service.errors import Conflict, InvalidEvent, NotFound, NotPossible
+from service.setting_sources import written
 from service.settings import Section, Settings
 
 log = structlog.get_logger("weir.compare")
@@ -33,7 +34,20 @@ KEPT_MAX = 20  # finished comparisons; the oldest go first
 STOP_DEADLINE_S = 20.0  # for the command to take its services down; then it is killed
 LINE_BYTES_MAX = 1 << 16  # of the command's stderr
 # Handed on where they are not the default: what is measured is this service, but for where it keeps its state.
-SECTIONS = ("time", "l1", "bloom", "l2", "redis", "postgres", "journal", "write_behind", "queue", "decide", "idempotency")
+SECTIONS = (
+    "time",
+    "l1",
+    "bloom",
+    "l2",
+    "redis",
+    "postgres",
+    "journal",
+    "write_behind",
+    "queue",
+    "decide",
+    "idempotency",
+    "onnx",
+)
 REMOTE = frozenset({"redis", "postgres"})
 OWN = ("enabled", "url", "password_file", "namespace", "clock")
 
@@ -249,8 +263,7 @@ def handed_on(settings: Settings) -> list[str]:
         for field in section.__struct_fields__:
             value: Any = getattr(section, field)
             if field not in OWN and value != getattr(getattr(defaults, name), field):
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-                found.append(f"{name}.{field}={'' if value is None else text}")
+                found.append(f"{name}.{field}={'' if value is None else written(value)}")
     return found
 
 

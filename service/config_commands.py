@@ -13,7 +13,7 @@ from rich.table import Table
 
 from service.errors import SettingsError
 from service.metrics_page import metrics_page
-from service.setting_sources import DEFAULT, Sources, masked
+from service.setting_sources import DEFAULT, Sources, masked, written
 from service.settings import CATALOGUE, Settings, read_settings
 from service.settings_page import settings_page
 
@@ -76,8 +76,7 @@ def show(
         table.add_column(column, overflow="fold")
     for setting in found:
         value = "" if setting.value is None else setting.value
-        text = str(value).lower() if isinstance(value, bool) else str(value)
-        table.add_row(setting.key, text, setting.origin)
+        table.add_row(setting.key, written(value), setting.origin)
     console = Console(markup=False, highlight=False)
     (console if console.is_terminal else Console(width=PIPE_WIDTH, markup=False, highlight=False)).print(table)
 

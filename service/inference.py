@@ -73,8 +73,9 @@ class Place:
 class Inference:
     """The served models. `lanes`: name -> version -> Lane, the newest version last."""
 
-    def __init__(self, settings: InferenceSettings, sources: Sequence[ModelSource]) -> None:
+    def __init__(self, settings: InferenceSettings, sources: Sequence[ModelSource], providers: Sequence[str]) -> None:
         self._settings = settings
+        self._providers = providers
         self.n_bytes = 0  # of bodies inside
         self.lanes: dict[str, dict[str, Lane]] = {}
         for source in sources:
@@ -97,7 +98,7 @@ class Inference:
             async with lane.opening:
                 if lane.model is None:
                     try:
-                        lane.model = await asyncio.wrap_future(lane.thread.submit(ServedModel, lane.source))
+                        lane.model = await asyncio.wrap_future(lane.thread.submit(ServedModel, lane.source, self._providers))
                     except ModelError as error:
                         raise InferenceFailed(str(error)) from None
         return lane.model
@@ -163,14 +164,16 @@ class Inference:
         return [{"name": source.name, "version": source.version, "state": "READY", "reason": ""} for source in sources]
 
 
-async def open_inference(settings: InferenceSettings, card: ModelCard, scorer_model: bytes, stack: AsyncExitStack) -> Inference:
+async def open_inference(
+    settings: InferenceSettings, providers: Sequence[str], card: ModelCard, scorer_model: bytes, stack: AsyncExitStack
+) -> Inference:
     """The scorer's model, closed by `stack`, and the opened models of the directory. Raises ModelError, StartError."""
     sources = [ModelSource(card.name, card.version, scorer_model)]
     if settings.models_dir is not None:
         sources += await asyncio.to_thread(find_models, settings.models_dir)
     if any(source.name == card.name for source in sources[1:]):
         raise StartError(f"inference.models_dir {settings.models_dir} has a model {card.name!r}, the scorer's name; rename it")
-    inference = Inference(settings, sources)
+    inference = Inference(settings, sources, providers)
     stack.push_async_callback(asyncio.to_thread, inference.close)
     for source in sources[1:]:
         try:

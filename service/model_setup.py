@@ -1,6 +1,7 @@
 """What the composition root makes of the models: the switch with everything that it owns."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -10,7 +11,7 @@ from features.spec import load_spec
 from models.card import ModelCard
 from models.registry import Registry
 from models.scorer import Scorer
-from models.scorers import ScorerMissing, missing_scorer, open_scorer
+from models.scorers import ScorerMissing, check_providers, missing_scorer, open_scorer
 from models.words import Words
 from service.decide import Policy
 from service.dry_run import DryRun
@@ -52,14 +53,15 @@ def policy_of(settings: Settings, card: ModelCard) -> Policy:
     return Policy(review, decline, d.unknown_outcome, d.unknown_amount_min)
 
 
-def open_engine_of(name: str, plan: Plan, model_file: Path) -> Scorer:
+def open_engine_of(name: str, plan: Plan, model_file: Path, providers: Sequence[str]) -> Scorer:
     """The engine that is asked for; with "auto", go if its library is there and works, else onnx. Raises ModelError."""
+    check_providers(providers)
     if name != "auto":
-        return open_scorer(name, plan, model_file)
+        return open_scorer(name, plan, model_file, providers)
     if missing_scorer("go") is not None:
-        return open_scorer("onnx", plan, model_file)
+        return open_scorer("onnx", plan, model_file, providers)
     try:
         return open_scorer("go", plan, model_file)
     except ScorerMissing as error:
         log.warning("scoring with onnx", problem=str(error))
-        return open_scorer("onnx", plan, model_file)
+        return open_scorer("onnx", plan, model_file, providers)

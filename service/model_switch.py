@@ -220,7 +220,8 @@ class ModelSwitch:
         """The model, opened and checked, on another thread. Raises ModelRefused."""
 
         def opened() -> Scorer:
-            scorer = open_scorer(self._pipeline.scorer.name, self._plan, directory / MODEL_FILE)
+            providers = self._settings.onnx.providers
+            scorer = open_scorer(self._pipeline.scorer.name, self._plan, directory / MODEL_FILE, providers)
             check_golden(card, scorer)
             return scorer
 

@@ -5,7 +5,7 @@ the other one. Opening an engine takes up to a second and runs on another thread
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -48,8 +48,11 @@ def with_last_scorer(settings: Settings) -> Settings:
 class ScorerSwitch:
     """Owns the opened engines; `pipeline` and `dry_run` hold the one in use. What is asked for is kept in `directory`."""
 
-    def __init__(self, directory: Path, plan: Plan, model_file: Path, pipeline: Pipeline, dry_run: DryRun) -> None:
+    def __init__(
+        self, directory: Path, plan: Plan, model_file: Path, providers: Sequence[str], pipeline: Pipeline, dry_run: DryRun
+    ) -> None:
         self._path = directory / SCORER_FILE
+        self._providers = providers
         self._plan = plan
         self._model_file = model_file
         self._pipeline = pipeline
@@ -84,7 +87,7 @@ class ScorerSwitch:
                 if missing is not None:
                     raise NotPossible(f"the {name} scorer cannot be used: {missing}", "scorer")
                 try:
-                    scorer = await asyncio.to_thread(open_scorer, name, self._plan, self._model_file)
+                    scorer = await asyncio.to_thread(open_scorer, name, self._plan, self._model_file, self._providers)
                 except ModelError as error:
                     raise NotPossible(str(error), "scorer") from None
                 self._opened[name] = scorer

@@ -6,6 +6,7 @@ given. Secrets never stand in a message: passwords in URLs are masked, as are se
 """
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -239,6 +240,13 @@ def masked(key: str, value: Any) -> Any:
     return hide_passwords(value) if isinstance(value, str) else str(value) if isinstance(value, Path) else value
 
 
+def written(value: Any) -> str:
+    """`value` as one writes it in TOML, text without its quotes."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(map(json.dumps, value))}]" if isinstance(value, tuple) else str(value)
+
+
 def allowed(kind: inspect.Type) -> str:
     """What a setting may be, in words."""
     match kind:
@@ -257,6 +265,8 @@ def allowed(kind: inspect.Type) -> str:
             return "text"
         case inspect.CustomType():
             return "a path"
+        case inspect.VarTupleType(item_type=item):
+            return f"list of {allowed(item)}"
         case _:
             raise AssertionError(f"a setting of type {kind}")
 

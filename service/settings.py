@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from models.scorer import CPU
 from service.errors import SettingsError
 from service.setting_sources import Catalogue, Sources
 
@@ -26,6 +27,7 @@ Outcome = Literal["approve", "review", "decline"]
 DeadlineMs = Annotated[int, Meta(ge=1, le=60_000)]
 EventsPerS = Annotated[float, Meta(ge=0, le=10_000_000)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
+Provider = Annotated[str, Meta(pattern=r"^[A-Za-z]+ExecutionProvider\Z")]
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -178,6 +180,13 @@ class ShadowSettings(Section, frozen=True):
     share: Annotated[float, Meta(ge=0, le=1)] = 0.001  # of the hits of L1 and of each level; 0 turns it off
 
 
+class OnnxSettings(Section, frozen=True):
+    """onnxruntime, where the onnx scorer and /v2 run models; the go scorer runs its own on the CPU, always."""
+
+    # execution providers, the preferred one first; `weir doctor` lists those that there are. What one cannot do, the CPU does
+    providers: Annotated[tuple[Provider, ...], Meta(min_length=1, max_length=8)] = CPU
+
+
 class InferenceSettings(Section, frozen=True):
     """Models beside the scorer, under /v2 (docs/guides/inference.md)."""
 
@@ -232,6 +241,7 @@ class Settings(Section, frozen=True):
     decide: DecideSettings = DecideSettings()
     watch: WatchSettings = WatchSettings()
     idempotency: IdempotencySettings = IdempotencySettings()
+    onnx: OnnxSettings = OnnxSettings()
     inference: InferenceSettings = InferenceSettings()
     shadow: ShadowSettings = ShadowSettings()
     console: ConsoleSettings = ConsoleSettings()

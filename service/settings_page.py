@@ -8,11 +8,10 @@ import inspect
 import io
 import re
 import tokenize
-from pathlib import Path
 from typing import Any, Final
 
 from service import settings as module
-from service.setting_sources import allowed, variable_of
+from service.setting_sources import allowed, variable_of, written
 from service.settings import CATALOGUE, Settings
 
 # Last words of a name -> unit.
@@ -95,11 +94,9 @@ def default_of(key: str) -> str:
     value = CATALOGUE.defaults[key]
     if value is None:
         return "nothing"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:_}" if value >= GROUPED_FROM else str(value)
-    return str(value) if isinstance(value, float | Path) else f'"{value}"'
+    if isinstance(value, int) and value >= GROUPED_FROM:
+        return f"{value:_}"
+    return f'"{value}"' if isinstance(value, str) else written(value)
 
 
 def _comments(text: str) -> dict[int, tuple[bool, str]]:

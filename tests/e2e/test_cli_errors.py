@@ -129,6 +129,11 @@ def _one_line(err: str) -> str:
             1,
             "spec 'nope' is neither a packaged spec (cards, handbook",
         ),
+        (
+            ["serve", "--set", 'onnx.providers=["NpuExecutionProvider"]', "--port", "0"],
+            1,
+            "no NpuExecutionProvider here; it has",
+        ),
         (["serve", "--set", "model=nope", "--port", "0"], 1, "nope/card.json: No such file"),
         (["serve", "--host", "192.0.2.1", "--port", "0"], 1, "cannot listen on 192.0.2.1:0"),
         (["serve", "--data-dir", "/dev/null/data", "--port", "0"], 1, "data directory /dev/null/data cannot be used"),

@@ -22,6 +22,7 @@ from aiohttp import ClientSession, TCPConnector, web
 from onnx import TensorProto, helper
 
 from models.card import ARTIFACTS, load_card, read_model
+from models.scorer import CPU
 from models.served import ServedModel
 from service.auth import KEY_FILE, KeyRing, Role, add_key
 from service.errors import NotReady, SettingsError, StartError
@@ -115,7 +116,7 @@ async def start(tmp_path: Path, models_dir: Path) -> AsyncIterator[Start]:
         limits = msgspec.structs.replace(limits, models_dir=models_dir)
         keys = {role: add_key(tmp_path, role, role.word) for role in Role}
         card = load_card(ARTIFACTS / "cards")
-        inference = await open_inference(limits, card, read_model(ARTIFACTS / "cards"), stack)
+        inference = await open_inference(limits, CPU, card, read_model(ARTIFACTS / "cards"), stack)
         metrics = Metrics()
         engine = EngineDouble(inference)
         app = build_web_app(cast(Any, engine), KeyRing(tmp_path / KEY_FILE), metrics, Settings(inference=limits))
@@ -429,8 +430,8 @@ async def test_broken_model_stops_the_start(models_dir: Path) -> None:
     (models_dir / "broken.onnx").write_bytes(b"no model")
     async with AsyncExitStack() as stack:
         with pytest.raises(StartError, match=r"broken\.onnx: is not a model"):
-            await open_inference(limits, card, content, stack)
+            await open_inference(limits, CPU, card, content, stack)
     (models_dir / "broken.onnx").rename(models_dir / f"{card.name}.onnx")
     async with AsyncExitStack() as stack:
         with pytest.raises(StartError, match="the scorer's name"):
-            await open_inference(limits, card, content, stack)
+            await open_inference(limits, CPU, card, content, stack)

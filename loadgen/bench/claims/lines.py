@@ -234,7 +234,7 @@ def _c(stacks: StacksResult, evidence: Evidence) -> Iterator[Line]:
     needed = (
         f"an accelerator, and a build of onnxruntime for it (onnxruntime-gpu with CUDA, say); here are {here}"
         if not accelerators
-        else f"a run that asks for {accelerators[0]}: Weir asks for the CPU's provider only"
+        else f"the same run on {accelerators[0]}: onnx.providers asks for it, this benchmark does not"
     )
     judged = (UNTESTED, "a card network of 43,521 parameters on an accelerator, from both languages")
     yield line("C", "C++ makes more of accelerators", "not measured", "", None, judged, needed)
