@@ -131,7 +131,7 @@ bench: setup go  ## the benchmarks at full size (about an hour and a quarter); J
 		--html $(DATA)/bench/claims.html --markdown $(DATA)/bench/claims.md
 	$(BIN)/weir bench memory --json $(DATA)/bench/memory.json
 
-stacks: setup go  ## install and build the rival stacks (PyTorch and crates: 10 minutes of CPU, 6 GB in data/stacks), then check that all agree
+stacks: setup go  ## install and build the rival stacks (PyTorch and crates: 15 minutes of CPU, 6 GB in data/stacks), then check that all agree
 	$(BIN)/python -m loadgen.stacks build
 	$(BIN)/python -m loadgen.stacks check
 

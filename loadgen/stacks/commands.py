@@ -17,7 +17,8 @@ from loadgen.stacks.build import build_stack, make_venv
 from loadgen.stacks.check import Finding, check_stack
 from loadgen.stacks.database import database
 from loadgen.stacks.launch import StackSettings, start_stack
-from loadgen.stacks.manifest import DATA, Built, Stack, load_built, load_stack, load_stacks, missing, missing_to_build
+from loadgen.stacks.manifest import DATA, Built, Stack, lacking, load_built, load_stack, load_stacks, missing, missing_to_build
+from loadgen.stacks.own import OWN, load_own, measure_own
 from loadgen.stacks.reference import Reference
 from loadgen.stacks.seed import Population, seed_database
 from loadgen.stacks.weights import export_models
@@ -50,17 +51,31 @@ def list_stacks(data_dir: DataDir = DATA) -> None:
                 reasons[stack.name] = reason
             answers = ", ".join(workload.removeprefix("image-") for workload in stack.workloads)
             rows.append([stack.name, stack.title, answers, *_weight(built), "skipped" if reason else "ready"])
-        print_table("Rival stacks", ("arm", "what", "answers", "MB", "built, s", "CPU, s", "state"), rows)
+        for arm, program in OWN.items():
+            own = load_own(arm, data_dir)
+            rows.append([arm, f"{program.name} of make go", "", *_weight(own), "not timed" if own is None else "timed"])
+        print_table(
+            "Rival stacks, and the programs of Weir's own that are compiled",
+            ("arm", "what", "answers", "MB", "built, s", "CPU, s", "state"),
+            rows,
+        )
         _say_reasons(reasons)
 
 
 @app.command()
 def build(names: Names = None, data_dir: DataDir = DATA, again: Again = False) -> None:
-    """Install and build what is missing; a stack whose tools are not here is skipped with the reason."""
+    """Install and build what is missing; a stack whose tools are not here is skipped with the reason.
+
+    Weir's own programs (weir go, weir-go) are built beside, from an empty cache, for the time that it takes.
+    """
     with one_line_errors("stacks"):
-        stacks = _named(names)
+        own = [arm for arm in OWN if not names or arm in names]
+        rivals = [name for name in names or () if name not in OWN]
+        stacks = _named(rivals) if rivals or not names else []
         data_dir.mkdir(parents=True, exist_ok=True)
         failed = not _fill_environment(stacks, data_dir, again=again)
+        for arm in own:
+            failed = not _time_own(arm, data_dir, again=again) or failed
         for stack in stacks:
             if reason := missing_to_build(stack, data_dir):
                 say(f"{stack.name} is skipped: {reason}")
@@ -115,6 +130,20 @@ def check(
             say(f"{name}: {finding.what}: {finding.problem}")
     if failures:
         raise typer.Exit(1)
+
+
+def _time_own(arm: str, data_dir: Path, *, again: bool) -> bool:
+    """Time the build of one of Weir's own programs. False: it failed."""
+    if reason := lacking("go", data_dir):
+        say(f"{arm} is not timed: {reason}")
+        return True
+    try:
+        built = measure_own(arm, say, data_dir, again=again)
+    except BenchError as error:
+        say(f"failed: {error}")
+        return False
+    say(f"{arm}: as it was" if built is None else f"{arm}: {built.seconds:,.1f} s, {built.cpu_s:,.1f} s of CPU")
+    return True
 
 
 def _fill_environment(stacks: Sequence[Stack], data_dir: Path, *, again: bool) -> bool:

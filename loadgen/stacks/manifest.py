@@ -102,7 +102,7 @@ def load_stacks(root: Path = HERE) -> list[Stack]:
 def missing(stack: Stack, data: Path = DATA) -> str | None:
     """Why the stack cannot run here, or None if it can: not built or a package gone. Starts no server."""
     for need in stack.needs:
-        if need.startswith(("python:", "lib:")) and (reason := _lacking(need, data)):
+        if need.startswith(("python:", "lib:")) and (reason := lacking(need, data)):
             return reason
     if not stack.build:
         return None
@@ -116,7 +116,7 @@ def missing(stack: Stack, data: Path = DATA) -> str | None:
 
 def missing_to_build(stack: Stack, data: Path = DATA) -> str | None:
     """The first of its needs that is not here, as a reason with the fix, or None."""
-    return next(filter(None, (_lacking(need, data) for need in stack.needs)), None)
+    return next(filter(None, (lacking(need, data) for need in stack.needs)), None)
 
 
 def load_built(stack: Stack, data: Path = DATA) -> Built | None:
@@ -184,8 +184,8 @@ def _problem(manifest: Manifest) -> str | None:
     return None
 
 
-def _lacking(need: str, data: Path) -> str | None:
-    """The reason why a need is not met here, or None."""
+def lacking(need: str, data: Path = DATA) -> str | None:
+    """The reason why a need of a stack.toml is not met here, or None."""
     kind, _, name = need.partition(":")
     if kind == "python":
         there = importlib.util.find_spec(name) is not None or _in_venv(name, data)
