@@ -17,6 +17,7 @@ from loadgen.bench.load.commands import register
 from loadgen.bench.load.job import LoadJob
 from loadgen.bench.load.result import LoadResult
 from loadgen.bench.load.run import Watched, run_load
+from loadgen.bench.load.scenarios import WRK_ROUNDS
 from loadgen.bench.processes import tree
 
 EVENT = re.compile(rb'"event_id":"(b-\d{12})"')
@@ -194,6 +195,9 @@ def test_every_scenario_against_the_service(options: list[str], tmp_path: Path) 
     if "--wrk" in options:
         assert result.wrk is not None
         assert result.wrk.wrk_per_s > 0
+        assert len(result.wrk.ratios) == WRK_ROUNDS
+        assert f"beside wrk: {result.wrk.own_per_s:,.0f} requests/s ours" in done.stdout
+        assert result.wrk.verdict in done.stdout
     page = (tmp_path / "load.html").read_text(encoding="utf-8")
     assert "Latency by percentile" in page
     assert "Time line" in page

@@ -243,7 +243,8 @@ def _print(result: LoadResult) -> None:
     if result.wrk is not None:
         w = result.wrk
         typer.echo(
-            f"beside wrk: {w.own_per_s:,.0f} requests/s ours, {w.wrk_per_s:,.0f} wrk's, ratio {w.ratio:.3g}: {w.verdict}"
+            f"beside wrk: {w.own_per_s:,.0f} requests/s ours, {w.wrk_per_s:,.0f} wrk's, ratio {w.ratio:.3g}"
+            f" ({w.ratios[0]:.2f} to {w.ratios[-1]:.2f} in {len(w.ratios)} rounds): {w.verdict}"
         )
     typer.echo("What this does not show:")
     for note in notes(result):

@@ -83,8 +83,9 @@ def load_page(result: LoadResult) -> str:
 def wrk_table(result: LoadResult) -> Table:
     assert result.wrk is not None
     w = result.wrk
-    columns = ("connections", "wrk, requests/s", "ours, requests/s", "ratio", "what")
-    return "Beside wrk", columns, [(w.connections, w.wrk_per_s, w.own_per_s, w.ratio, w.verdict)]
+    columns = ("connections", "wrk, requests/s", "ours, requests/s", "ratio", "least", "most", "what")
+    row = (w.connections, w.wrk_per_s, w.own_per_s, w.ratio, w.ratios[0], w.ratios[-1], w.verdict)
+    return "Beside wrk, medians of interleaved rounds", columns, [row]
 
 
 def sweep_figure(runs: Sequence[Run]) -> Figure:

@@ -97,12 +97,13 @@ class LoadOptions(msgspec.Struct, frozen=True):
 
 
 class WrkCheck(msgspec.Struct):
-    """Our closed loop beside wrk's, on the same endpoint. `verdict` in words."""
+    """Our closed loop beside wrk's, on the same endpoint: medians. `ratios`: ours over wrk's, ascending. `verdict` in words."""
 
     connections: int
     wrk_per_s: float
     own_per_s: float
     ratio: float
+    ratios: list[float]
     verdict: str
 
 
