@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -15,11 +14,21 @@ from loadgen.bench.http_goals import goals_table, make_goals
 from loadgen.bench.http_page import http_page, process_table, rates_table, spread_table
 from loadgen.bench.http_result import HttpOptions, HttpResult
 from loadgen.bench.memory import MemoryOptions, MemoryResult, run_memory
-from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import (
+    HtmlOut,
+    JsonOut,
+    Quick,
+    SettingsIn,
+    WorkDir,
+    numbers,
+    one_line_errors,
+    print_caveats,
+    print_table,
+    say,
+    write,
+)
 from loadgen.bench.wrk import missing_wrk
 from loadgen.page import Cell, Figure, Table, machine_table, page
-
-Settings = Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")]
 
 
 class HttpClient(StrEnum):
@@ -73,11 +82,9 @@ def http(
         ),
     ] = None,
     starts: Annotated[int, typer.Option(min=1, help="Starts of each server; the time to ready is their median.")] = 3,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")
-    ] = None,
-    settings: Settings = None,
+    quick: Quick = False,
+    work_dir: WorkDir = None,
+    settings: SettingsIn = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
@@ -116,9 +123,7 @@ def _print_http(result: HttpResult) -> None:
     if goals := make_goals(result.cells):
         typer.echo()
         print_table(*goals_table(goals))
-    typer.echo("What this does not show:")
-    for caveat in result.caveats:
-        typer.echo(f"- {caveat}")
+    print_caveats(result.caveats)
     for cell in result.cells:
         if cell.errors:
             say(f"{cell.arm}, {cell.mode}, {cell.connections}: {cell.errors} errors, first {cell.error_example}")
@@ -137,7 +142,7 @@ def _client(given: HttpClient | None, quick: bool) -> Literal["wrk", "own"]:
 def memory(
     entities: Annotated[str, typer.Option(help="Numbers of cards.")] = "10000,1000000",
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run with 2,000 cards.")] = False,
-    settings: Settings = None,
+    settings: SettingsIn = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:

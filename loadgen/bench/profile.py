@@ -28,7 +28,7 @@ from loadgen.bench.closed_loop import ClosedLoop
 from loadgen.bench.payloads import Payloads
 from loadgen.bench.sizing import FLAGGED_SETTING
 from loadgen.bench.stream.job import Job, run_job
-from loadgen.bench.terminal import JsonOut, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import JsonOut, SettingsIn, one_line_errors, print_table, say, write
 from loadgen.bench.touch import touch_cards
 from loadgen.page import Cell
 from loadgen.sender import Target
@@ -93,7 +93,7 @@ def profile(
         bool | None,
         typer.Option("--stores/--no-stores", help="With Valkey and Postgres (ledger).", show_default="where installed"),
     ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")] = None,
+    settings: SettingsIn = None,
     json_out: JsonOut = None,
 ) -> None:
     """Where the time of a request goes: a flame graph and a table of self times, under load."""

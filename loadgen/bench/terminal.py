@@ -1,4 +1,4 @@
-"""What the bench commands share: options that are lists, errors as one line, tables on the terminal, results in files."""
+"""What the bench commands share: options, errors as one line, tables on the terminal, results in files."""
 
 import contextlib
 import signal
@@ -20,6 +20,9 @@ TEXT_COLUMNS = ("arm", "mode", "what", "target")  # aligned to the left
 
 JsonOut = Annotated[Path | None, typer.Option("--json", help="Write the result as JSON.")]
 HtmlOut = Annotated[Path | None, typer.Option("--html", help="Write the result as an HTML page.")]
+SettingsIn = Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")]
+WorkDir = Annotated[Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")]
+Quick = Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")]
 
 
 @contextlib.contextmanager
@@ -82,3 +85,10 @@ def _text(value: Cell) -> str:
     if isinstance(value, str):
         return escape(value)
     return f"{value:,.0f}" if isinstance(value, int) or value >= 100 else f"{value:.3g}"
+
+
+def print_caveats(caveats: Sequence[str]) -> None:
+    """What a reader should know before quoting a number, last on the terminal."""
+    typer.echo("What this does not show:")
+    for caveat in caveats:
+        typer.echo(f"- {caveat}")

@@ -3,13 +3,22 @@
 import signal
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
 
-from loadgen.bench.terminal import HtmlOut, JsonOut, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import (
+    HtmlOut,
+    JsonOut,
+    SettingsIn,
+    WorkDir,
+    one_line_errors,
+    print_caveats,
+    print_table,
+    say,
+    write,
+)
 from loadgen.page import Cell, Figure, Table, machine_table, page
 from loadgen.soak.result import SoakOptions, SoakResult
 from loadgen.soak.run import run_soak
@@ -34,10 +43,8 @@ def soak(
     ] = 600.0,
     slope_max: Annotated[float, typer.Option(min=0, help="MiB an hour above which resident memory is said to grow.")] = 20.0,
     quick: Annotated[bool, typer.Option("--quick", help="A smoke run of half a minute; its slopes mean nothing.")] = False,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")] = None,
+    work_dir: WorkDir = None,
+    settings: SettingsIn = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
@@ -61,9 +68,7 @@ def soak(
             typer.echo()
         for line in _wrong(result):
             typer.echo(line)
-        typer.echo("What this does not show:")
-        for caveat in result.caveats:
-            typer.echo(f"- {caveat}")
+        print_caveats(result.caveats)
         write(result, json_out, html_out, _page(result))
     if not result.ok:
         raise typer.Exit(1)

@@ -21,7 +21,18 @@ from loadgen.bench.stacks.commands import MarkdownOut
 from loadgen.bench.stacks.result import StacksOptions, StacksResult
 from loadgen.bench.stacks.run import count_steps as count_stack_steps
 from loadgen.bench.stacks.run import run_stacks
-from loadgen.bench.terminal import PIPE_WIDTH, HtmlOut, JsonOut, end_by_signal, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import (
+    PIPE_WIDTH,
+    HtmlOut,
+    JsonOut,
+    Quick,
+    end_by_signal,
+    one_line_errors,
+    print_caveats,
+    print_table,
+    say,
+    write,
+)
 from loadgen.stacks.manifest import DATA
 
 STYLES = {"holds": "green", "holds partly": "yellow", "does not hold": "red", "cannot be tested here": "dim"}
@@ -43,7 +54,7 @@ def claims(
     seconds: Annotated[float, typer.Option(min=0.2, max=600, help="Length of a tiered run.")] = 3.0,
     copies: Annotated[int, typer.Option(min=2, max=32, help="Worker processes with a copy of the model.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Rounds of the stacks, repeats of small measurements.")] = 3,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run; its numbers mean little.")] = False,
+    quick: Quick = False,
     data_dir: Annotated[Path, typer.Option(help="Where `make stacks` has put builds and models.")] = DATA,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
@@ -123,6 +134,4 @@ def _print(result: ClaimsResult) -> None:
     for table in tables(result)[1:]:
         print_table(*table)
         typer.echo()
-    typer.echo("What this does not show:")
-    for caveat in result.caveats:
-        typer.echo(f"- {caveat}")
+    print_caveats(result.caveats)

@@ -18,7 +18,7 @@ from loadgen.bench.load.run import Watched, run_load
 from loadgen.bench.load.scenarios import check_wrk, run_ceiling, search_rate
 from loadgen.bench.outputs import check_outputs
 from loadgen.bench.processes import tree
-from loadgen.bench.terminal import HtmlOut, JsonOut, end_by_signal, one_line_errors, print_table, write
+from loadgen.bench.terminal import HtmlOut, JsonOut, Quick, end_by_signal, one_line_errors, print_caveats, print_table, write
 from loadgen.bench.wrk import missing_wrk
 from loadgen.sender import SendError, Target
 from models.machine import machine
@@ -76,7 +76,7 @@ def load(
     server_pid: Annotated[
         int | None, typer.Option(min=1, help="The server's process: its CPU and memory are reported.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run; its numbers mean little.")] = False,
+    quick: Quick = False,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
@@ -246,9 +246,7 @@ def _print(result: LoadResult) -> None:
             f"beside wrk: {w.own_per_s:,.0f} requests/s ours, {w.wrk_per_s:,.0f} wrk's, ratio {w.ratio:.3g}"
             f" ({w.ratios[0]:.2f} to {w.ratios[-1]:.2f} in {len(w.ratios)} rounds): {w.verdict}"
         )
-    typer.echo("What this does not show:")
-    for note in notes(result):
-        typer.echo(f"- {note}")
+    print_caveats(notes(result))
 
 
 def _payload(text: str) -> str:

@@ -1,6 +1,5 @@
 """`weir bench price`: the command line and its tables on the terminal."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,19 @@ from loadgen.bench.children import BenchError
 from loadgen.bench.price.page import goals, parts_table, price_page, prices_table
 from loadgen.bench.price.result import ARMS, DEFAULT_ARMS, OF, PriceOptions
 from loadgen.bench.price.run import SETTLE_MORE_S, best_scorer, flush_interval_s, run_price
-from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import (
+    HtmlOut,
+    JsonOut,
+    Quick,
+    SettingsIn,
+    WorkDir,
+    numbers,
+    one_line_errors,
+    print_caveats,
+    print_table,
+    say,
+    write,
+)
 
 QUICK_SETTINGS = ("l2.flush_interval_ms=200",)
 
@@ -28,11 +39,9 @@ def price(
     arms: Annotated[str, typer.Option(help=f"What to measure, with ; between: {'; '.join(ARMS)}; or all.")] = ";".join(
         DEFAULT_ARMS
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")] = None,
+    quick: Quick = False,
+    work_dir: WorkDir = None,
+    settings: SettingsIn = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
@@ -56,9 +65,7 @@ def price(
                 typer.echo()
         for line in goals(result):
             typer.echo(line)
-        typer.echo("What this does not show:")
-        for caveat in result.caveats:
-            typer.echo(f"- {caveat}")
+        print_caveats(result.caveats)
         write(result, json_out, html_out, price_page(result))
     if any(sample.errors for sample in result.samples):
         raise typer.Exit(1)

@@ -1,6 +1,5 @@
 """`weir bench recovery`: the command line and its table on the terminal."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,18 @@ from loadgen.bench.children import BenchError
 from loadgen.bench.recovery.page import arms_table, recovery_page
 from loadgen.bench.recovery.result import RecoveryOptions
 from loadgen.bench.recovery.run import run_recovery
-from loadgen.bench.terminal import HtmlOut, JsonOut, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import (
+    HtmlOut,
+    JsonOut,
+    Quick,
+    SettingsIn,
+    WorkDir,
+    one_line_errors,
+    print_caveats,
+    print_table,
+    say,
+    write,
+)
 from models.scorers import NAMES
 
 
@@ -25,11 +35,9 @@ def recovery(
     rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds; results are medians.")] = 5,
     batch_rows: Annotated[int, typer.Option(min=1, max=10_000, help="Events per request, and so per block.")] = 128,
     scorers: Annotated[str, typer.Option(help="Engines to recover with.")] = ",".join(NAMES),
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")] = None,
+    quick: Quick = False,
+    work_dir: WorkDir = None,
+    settings: SettingsIn = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
@@ -48,9 +56,7 @@ def recovery(
         for name, reason in result.skipped.items():
             typer.echo(f"{name} was not measured: {reason}")
         typer.echo(f"checksum of profiles and decisions, the same in every run: {result.checksum}")
-        typer.echo("What this does not show:")
-        for caveat in result.caveats:
-            typer.echo(f"- {caveat}")
+        print_caveats(result.caveats)
         write(result, json_out, html_out, recovery_page(result))
 
 

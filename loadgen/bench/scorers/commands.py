@@ -9,7 +9,7 @@ from loadgen.bench.children import BenchError
 from loadgen.bench.scorers.page import COLUMNS, cell_row, plain, scorers_page
 from loadgen.bench.scorers.result import ScorersOptions, ScorersResult
 from loadgen.bench.scorers.run import run_scorers
-from loadgen.bench.terminal import HtmlOut, JsonOut, numbers, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import HtmlOut, JsonOut, Quick, numbers, one_line_errors, print_caveats, print_table, say, write
 
 ENTITIES_MIN = 400
 ROWS_MAX = 65_536
@@ -32,7 +32,7 @@ def scorers(
     events_per_s: Annotated[float, typer.Option(min=1, help="How fast event time moves, events per second.")] = 20_000.0,
     slow_hours: Annotated[float, typer.Option(min=0.01, help="The slow pace: hours between two events of an entity.")] = 4.0,
     huge_pages: Annotated[bool, typer.Option("--huge-pages", help="Huge pages under the slabs, as l1.huge_pages.")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
+    quick: Quick = False,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
@@ -79,6 +79,4 @@ def _print(result: ScorersResult) -> None:
         state = {None: "not measured", True: "met", False: "NOT met"}[target.met]
         value = "" if target.value is None else f" {target.value:,.4g} of {target.limit:,.4g}"
         typer.echo(f"{state}:{value} {target.name}" + (f" ({target.note})" if target.note else ""))
-    typer.echo("What this does not show:")
-    for caveat in result.caveats:
-        typer.echo(f"- {caveat}")
+    print_caveats(result.caveats)

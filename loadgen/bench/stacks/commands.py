@@ -15,7 +15,19 @@ from loadgen.bench.stacks.arms import parse_stacks
 from loadgen.bench.stacks.page import stacks_markdown, stacks_page, tables
 from loadgen.bench.stacks.result import StacksOptions, StacksResult
 from loadgen.bench.stacks.run import count_steps, run_stacks
-from loadgen.bench.terminal import HtmlOut, JsonOut, end_by_signal, numbers, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import (
+    HtmlOut,
+    JsonOut,
+    Quick,
+    WorkDir,
+    end_by_signal,
+    numbers,
+    one_line_errors,
+    print_caveats,
+    print_table,
+    say,
+    write,
+)
 from loadgen.page import Cell
 from loadgen.stacks.manifest import DATA
 
@@ -45,11 +57,9 @@ def stacks(
     memory_mb: Annotated[int, typer.Option(min=64, help="memory.max of a server, MiB, where cgroup v2 can be used.")] = 2_048,
     two_cores: Annotated[bool, typer.Option("--two-cores/--no-two-cores", help="With two cores, too.")] = True,
     images: Annotated[bool, typer.Option("--images/--no-images", help="The image workload, too.")] = True,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run; its numbers mean little.")] = False,
+    quick: Quick = False,
     data_dir: Annotated[Path, typer.Option(help="Where `make stacks` has put builds and models.")] = DATA,
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")
-    ] = None,
+    work_dir: WorkDir = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
     markdown_out: MarkdownOut = None,
@@ -97,9 +107,7 @@ def print_result(result: StacksResult) -> None:
     for cell in result.cells:
         if cell.error:
             say(f"{cell.arm}, {cell.workload}, {cell.rows} per request, {cell.cores} core(s): {cell.error}")
-    typer.echo("What this does not show:")
-    for caveat in result.caveats:
-        typer.echo(f"- {caveat}")
+    print_caveats(result.caveats)
 
 
 def _short(value: Cell) -> Cell:

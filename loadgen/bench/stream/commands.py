@@ -1,6 +1,5 @@
 """`weir bench stream`: the command line and its tables on the terminal."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,18 @@ from loadgen.bench.http_goals import goals_table
 from loadgen.bench.stream.page import arms_table, ledger_table, make_goals, stream_page
 from loadgen.bench.stream.result import ARMS, StreamOptions
 from loadgen.bench.stream.run import run_stream
-from loadgen.bench.terminal import HtmlOut, JsonOut, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import (
+    HtmlOut,
+    JsonOut,
+    Quick,
+    SettingsIn,
+    WorkDir,
+    one_line_errors,
+    print_caveats,
+    print_table,
+    say,
+    write,
+)
 
 OWN = ("data_dir", "scorer", "server.port")
 
@@ -39,9 +49,9 @@ def stream(
         bool | None,
         typer.Option("--stores/--no-stores", help="With Valkey and Postgres (ledger).", show_default="where installed"),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
-    work_dir: Annotated[Path | None, typer.Option(help="Where data directories are made.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")] = None,
+    quick: Quick = False,
+    work_dir: WorkDir = None,
+    settings: SettingsIn = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
@@ -74,9 +84,7 @@ def stream(
         for table in tables:
             print_table(*table)
             typer.echo()
-        typer.echo("What this does not show:")
-        for caveat in result.caveats:
-            typer.echo(f"- {caveat}")
+        print_caveats(result.caveats)
         for run in result.runs:
             if run.errors:
                 say(f"{run.arm}, pass {run.round + 1}: {run.errors:,} events were refused, first {run.error_example}")

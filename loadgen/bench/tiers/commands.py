@@ -16,7 +16,17 @@ import uvloop
 from features.spec import SpecError
 from loadgen.bench.arms import SCORERS, best_arm, wants_stores
 from loadgen.bench.children import BenchError
-from loadgen.bench.terminal import HtmlOut, JsonOut, one_line_errors, print_table, write
+from loadgen.bench.terminal import (
+    HtmlOut,
+    JsonOut,
+    Quick,
+    SettingsIn,
+    WorkDir,
+    one_line_errors,
+    print_caveats,
+    print_table,
+    write,
+)
 from loadgen.bench.tiers.configs import DEFAULT_CONFIGS, QUICK_CONFIGS, Arm, parse_delays
 from loadgen.bench.tiers.page import decisions_table, example_lines, reads_table, speed_table, tiers_page
 from loadgen.bench.tiers.progress import reporter
@@ -56,14 +66,12 @@ def tiers(
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Measured rounds, interleaved; results are medians.")] = 3,
     clients: Annotated[int, typer.Option(min=1, max=256, help="Connections of the measured runs.")] = 8,
     batch_rows: Annotated[int, typer.Option(min=1, max=10_000, help="Events per request of the run that decides.")] = 256,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run; its numbers mean little.")] = False,
+    quick: Quick = False,
     progress: Annotated[
         str, typer.Option(help="bar, or json: an object a line on stderr; then the end of stdin ends it.")
     ] = "bar",
-    work_dir: Annotated[
-        Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")] = None,
+    work_dir: WorkDir = None,
+    settings: SettingsIn = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
@@ -162,6 +170,4 @@ def _print(result: TiersResult) -> None:
     for distance in result.distances:
         if distance.measured_ms is not None:
             typer.echo(f"round trip to Redis: {distance.delay_ms:g} ms asked, {distance.measured_ms:.3f} ms measured")
-    typer.echo("What this does not show:")
-    for caveat in result.caveats:
-        typer.echo(f"- {caveat}")
+    print_caveats(result.caveats)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from loadgen.bench.terminal import HtmlOut, JsonOut, one_line_errors, print_table, say, write
+from loadgen.bench.terminal import HtmlOut, JsonOut, Quick, SettingsIn, one_line_errors, print_caveats, print_table, say, write
 from loadgen.bench.toggles.result import TogglesOptions, TogglesResult
 from loadgen.bench.toggles.run import run_toggles
 from loadgen.page import Cell, Figure, Table, machine_table, micros, page
@@ -26,11 +26,11 @@ def toggles(
     seconds: Annotated[float, typer.Option(min=0.5, help="Length of a window.")] = 4.0,
     rate: Annotated[float, typer.Option(min=1, help="Requests per second, open loop.")] = 300.0,
     clients: Annotated[int, typer.Option(min=1, max=256, help="Connections.")] = 16,
-    quick: Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")] = False,
+    quick: Quick = False,
     work_dir: Annotated[
         Path | None, typer.Option(help="Where the data directory is made; by default with temporary files.")
     ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")] = None,
+    settings: SettingsIn = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
 ) -> None:
@@ -49,9 +49,7 @@ def toggles(
             print_table(*table)
             typer.echo()
         typer.echo(f"p99 with toggles is {result.p99_ratio:.2f} times that without; the goal is at most {GOAL}")
-        typer.echo("What this does not show:")
-        for caveat in result.caveats:
-            typer.echo(f"- {caveat}")
+        print_caveats(result.caveats)
         write(result, json_out, html_out, _page(result))
     if result.failed:
         raise typer.Exit(1)
