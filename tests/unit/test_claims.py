@@ -22,7 +22,7 @@ from loadgen.bench.claims.result import (
     Workers,
 )
 from loadgen.bench.claims.rules import at_least, at_most, line, published
-from loadgen.bench.claims.run import read_stacks
+from loadgen.bench.claims.run import missing_inputs, read_stacks
 from loadgen.bench.claims.tiered import _Histogram, _Tier, latency_between, settings_of
 from loadgen.bench.load.result import PERCENTILES
 from loadgen.bench.scorers.result import EntityMemory
@@ -176,10 +176,13 @@ def test_pages_show_lines_tables_and_what_is_needed() -> None:
     result = ClaimsResult(
         kind="bench claims", created="now", command="weir bench claims", options=ClaimsOptions(), machine=machine(),
         stacks_created="then", stacks_commit="abc", evidence=evidence(), lines=make_lines(stacks(), evidence()),
-        caveats=["made up"],
+        missing=["rust-candle: cargo not on PATH"], caveats=["made up"],
     )  # fmt: skip
     for page in (claims_page(result), claims_markdown(result)):
-        assert all(word in page for word in ("Pointer chasing", "cannot be tested here; needed: ", "MobileNetV2", "made up"))
+        assert all(
+            word in page
+            for word in ("Pointer chasing", "cannot be tested here; needed: ", "MobileNetV2", "made up", "cargo not on PATH")
+        )
     assert msgspec.json.decode(msgspec.json.encode(result), type=ClaimsResult) == result
 
 
@@ -236,3 +239,35 @@ def test_bad_options_are_one_line_and_exit_2(options: list[str], words: str, tmp
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
     assert parse_numbers("--distances", "2,0.5", 10.0) == (0.5, 2.0)
+
+
+def test_every_rival_has_a_line_measured_or_not() -> None:
+    """A stack that is not there is no reason to leave its claim out."""
+    some = stacks(cell("weir go", 9_000, 1_000, 1), cell("go", 3_000, 2_000, 1), skipped={"cpp": "no g++"})
+    lines = make_lines(some, Evidence(missing=dict.fromkeys(("paths", "profiles", "workers", "tiered"), "a reason")))
+    assert found(lines, "3 times as many requests as go").verdict == "holds"
+    cpp, torch = found(lines, "3 times as many requests as cpp"), found(lines, "10 times as many requests as fastapi-torch")
+    assert (cpp.verdict, cpp.needed) == ("cannot be tested here", "cpp: no g++")
+    assert (torch.verdict, "fastapi-torch was not measured" in torch.needed) == ("cannot be tested here", True)
+    assert all(line.needed for line in lines if line.verdict == "cannot be tested here")
+
+
+def test_missing_inputs_are_named_with_what_measures_them() -> None:
+    """Stacks that were skipped or not asked for, workloads, cores, parts of the evidence."""
+    some = stacks(cell("weir go", 9_000, 1_000, 1), skipped={"rust-candle": "cargo not on PATH"})
+    said = missing_inputs(some, Evidence(paths=PathCost(None, 1.0, None, None, 1.0), missing={"tiered": "no Valkey"}))
+    assert said[0] == "rust-candle: cargo not on PATH"
+    assert said[1].startswith("fastapi-torch, fastapi-onnx, fastapi-onnx-tuned, go, cpp")
+    for word in ("two cores", "images", "tiered: no Valkey", "Pydantic", "make go"):
+        assert any(word in text for text in said), word
+    assert "rust-candle" not in said[1]
+
+
+def test_deployment_needs_both_build_times() -> None:
+    """An installation that was never timed is no installation of no time."""
+    both = stacks(cell("cpp", 1, 1, 1), cell("fastapi-onnx-tuned", 1, 1, 1))
+    for process, seconds in zip(both.processes, (34.0, None), strict=True):
+        process.build_cpu_s = seconds
+    assert found(make_lines(both, Evidence()), "get deployed").verdict == "cannot be tested here"
+    both.processes[1].build_cpu_s = 10.0
+    assert found(make_lines(both, Evidence()), "get deployed").value == 3.4

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from loadgen.bench.children import BenchError
-from loadgen.bench.claims.page import claims_markdown, claims_page, tables
+from loadgen.bench.claims.page import CLAIMS, MISSING, claims_markdown, claims_page, tables
 from loadgen.bench.claims.result import ClaimsOptions, ClaimsResult
 from loadgen.bench.claims.run import count_steps, read_stacks, run_claims
 from loadgen.bench.load.progress import steps
@@ -131,7 +131,15 @@ def _print(result: ClaimsResult) -> None:
             f"  [{style}]{line.verdict}[/]: {escape(line.figure)} ({escape(line.measured)}; {line.rule}){escape(tail)}\n",
             highlight=False,
         )
-    for table in tables(result)[1:]:
+    counts = (f"{sum(line.verdict == verdict for line in result.lines)} {verdict}" for verdict in STYLES)
+    typer.echo(f"{len(result.lines)} claims: {', '.join(counts)}\n")
+    typer.echo("Inputs that are missing:" if result.missing else "All inputs are there.")
+    for text in result.missing:
+        typer.echo(f"- {text}")
+    typer.echo()
+    for table in tables(result):
+        if table[0] in (CLAIMS, MISSING):  # sentences: they stand above
+            continue
         print_table(*table)
         typer.echo()
     print_caveats(result.caveats)

@@ -6,6 +6,7 @@ from loadgen.bench.claims.result import ClaimsResult
 from loadgen.bench.markdown import markdown_page
 from loadgen.page import Cell, Figure, Table, machine_table, page
 
+CLAIMS, MISSING = "Claims", "Inputs that are missing"  # tables of sentences
 VERDICTS = ("holds", "holds partly", "does not hold", "cannot be tested here")
 COLOURS = dict(zip(VERDICTS, ("@a", "@b", "@c", "@d"), strict=True))
 
@@ -17,7 +18,12 @@ def lines_table(result: ClaimsResult) -> Table:
         (line.group, line.claim, line.measured, line.figure, line.rule, _verdict(line.verdict, line.needed))
         for line in result.lines
     ]
-    return "Claims", columns, rows
+    return CLAIMS, columns, rows
+
+
+def missing_table(result: ClaimsResult) -> Table | None:
+    """Inputs that were not there."""
+    return (MISSING, ("what",), [(text,) for text in result.missing]) if result.missing else None
 
 
 def paths_table(result: ClaimsResult) -> Table | None:
@@ -95,7 +101,7 @@ def reads_table(result: ClaimsResult) -> Table | None:
 
 def tables(result: ClaimsResult) -> list[Table]:
     """All that there are, the claims first."""
-    rest = (tiered_table, reads_table, paths_table, profiles_table, workers_table)
+    rest = (missing_table, tiered_table, reads_table, paths_table, profiles_table, workers_table)
     return [lines_table(result), *(table for make in rest if (table := make(result)) is not None)]
 
 

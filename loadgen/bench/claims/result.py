@@ -122,7 +122,10 @@ class Evidence(msgspec.Struct):
 
 
 class ClaimsResult(msgspec.Struct):
-    """What --json writes. `stacks_created`, `stacks_commit`: of the result of `weir bench stacks` that lines rest on."""
+    """What --json writes. `stacks_created`, `stacks_commit`: of the result of `weir bench stacks` that lines rest on.
+
+    `missing`: inputs that are not there, each with its reason or with what measures it.
+    """
 
     kind: str
     created: str
@@ -132,5 +135,6 @@ class ClaimsResult(msgspec.Struct):
     stacks_created: str
     stacks_commit: str | None
     evidence: Evidence
+    missing: list[str]
     lines: list[Line]
     caveats: list[str]

@@ -14,7 +14,7 @@ from loadgen.bench.claims.lines import make_lines
 from loadgen.bench.claims.result import ClaimsOptions, ClaimsResult, Evidence, Tiered
 from loadgen.bench.claims.tiered import measure_tiered, settings_of
 from loadgen.bench.load.progress import Step
-from loadgen.bench.stacks.result import StacksResult
+from loadgen.bench.stacks.result import CARD, FIRST, WEIR_ARMS, StacksResult
 from models.machine import machine
 from models.onnx_session import available_providers
 from models.scorer import ModelError
@@ -57,6 +57,7 @@ async def run_claims(
         stacks_created=stacks.created,
         stacks_commit=stacks.machine.commit,
         evidence=evidence,
+        missing=missing_inputs(stacks, evidence),
         lines=make_lines(stacks, evidence),
         caveats=_caveats(options, stacks),
     )
@@ -84,8 +85,28 @@ def read_stacks(path: Path) -> StacksResult:
     return result
 
 
+def missing_inputs(stacks: StacksResult, evidence: Evidence) -> list[str]:
+    """What lines would rest on and is not there: stacks, workloads, cores, parts of the evidence."""
+    found = [f"{name}: {reason}" for name, reason in stacks.skipped.items()]
+    named = {name.partition(", ")[0] for name in stacks.skipped} | {cell.arm for cell in stacks.cells}
+    absent = [arm for arm in (*FIRST, *WEIR_ARMS) if arm not in named]
+    if absent:
+        found.append(f"{', '.join(absent)}: not measured; weir bench stacks --stacks names others")
+    if not any(cell.cores == 2 for cell in stacks.cells):
+        found.append("two cores: not measured; weir bench stacks without --quick and --no-two-cores, on two cores")
+    if all(cell.workload == CARD for cell in stacks.cells):
+        found.append("images: not measured; weir bench stacks without --quick and --no-images")
+    found += [f"{part}: {reason}" for part, reason in evidence.missing.items()]
+    if evidence.paths is not None and evidence.paths.objects_ns is None:
+        found.append("the way through objects: Pydantic is not installed; pip install 'weir[bench]'")
+    if evidence.paths is not None and evidence.paths.columns_ns is None:
+        found.append("the way through the core's columns: the Go core is not built; make go")
+    return found
+
+
 def _caveats(options: ClaimsOptions, stacks: StacksResult) -> list[str]:
     return [
+        "(A) was published with two cores and 2 GB for the server; lines are of one core unless they say two.",
         "One machine, loopback, our own rival stacks: a claim that does not hold here may hold where it was made.",
         "A verdict is about a ratio or a limit on this machine; the rule beside it says which.",
         "A profile as Python objects does less than the slab's engines: no late events, no guard, no labels.",
