@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import Distribution, distributions, requires
+from importlib.metadata import Distribution, distributions, packages_distributions, requires, version
 from pathlib import Path
 
 import msgspec
@@ -79,7 +79,7 @@ def build_stack(stack: Stack, say: Say, data: Path = DATA, *, again: bool = Fals
     folder.mkdir(parents=True, exist_ok=True)
     if "lib:onnxruntime" in stack.needs:
         _link_onnxruntime(folder)
-    took = _run_build(stack, folder, say, data) if stack.build else _packages_took(stack, data)
+    took = _run_build(stack, folder, say, data) if stack.build else _packages_took(stack, folder, say, data)
     first = took if built is None else Took(built.seconds, built.cpu_s)
     done = Built(
         seconds=first.seconds,
@@ -118,12 +118,39 @@ def make_venv(say: Say, data: Path = DATA, *, again: bool = False) -> Took:
     return took
 
 
-def _packages_took(stack: Stack, data: Path) -> Took:
-    """What pip took for the environment that the stack runs in: nothing for this one, which was there."""
+def _packages_took(stack: Stack, folder: Path, say: Say, data: Path) -> Took:
+    """What pip took for the environment that the stack runs in; this one was there, so an empty one is filled.
+
+    Zero: unknown, since packages can't be had here. Raises BenchError.
+    """
     if python_of(stack, data) != sys.executable:
         with contextlib.suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode((data / VENV_TOOK).read_bytes(), type=Took)
-    return Took(0.0, 0.0)
+        return Took(0.0, 0.0)
+    wanted = [f"{name}=={version(name)}" for name in distributions_of(stack)]
+    wheels, venv, log = folder / "wheels", folder / "venv", folder / LOG
+    pip = ["-m", "pip", "--quiet", "--disable-pip-version-check"]
+    say(f"installing {', '.join(wanted)} into an empty environment")
+    try:
+        if run_tool([sys.executable, *pip, "download", "--dest", str(wheels), *wanted], folder, os.environ, log):
+            say(f"{stack.name}: its packages cannot be fetched, how long they take to install stays unknown: {tail(log)}")
+            return Took(0.0, 0.0)
+        clock = Clock()
+        install = [str(venv / "bin/python"), *pip, "install", "--no-index", "--find-links", str(wheels), *wanted]
+        for command in ([sys.executable, "-m", "venv", str(venv)], install):
+            if run_tool(command, folder, os.environ, log):
+                raise BenchError(f"{stack.name}: {' '.join(command[:4])} failed: {tail(log)}")
+        return clock.took()
+    finally:
+        for path in (wheels, venv):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def distributions_of(stack: Stack) -> list[str]:
+    """What pip calls the Python packages that it needs: Pillow for PIL."""
+    owners = packages_distributions()
+    modules = [need.partition(":")[2] for need in stack.needs if need.startswith("python:")]
+    return sorted({owners[module][0] for module in modules if module in owners})
 
 
 def wanted_packages() -> list[str]:
@@ -145,8 +172,11 @@ def installed_bytes(stack: Stack, data: Path = DATA) -> int:
 
     Python itself, libc and other libraries of the system are not counted.
     """
+    python = python_of(stack, data)
     packages = [need.partition(":")[2] for need in stack.needs if need.startswith("python:")]
-    total = packages_bytes(packages, python_of(stack, data)) if packages else 0
+    if python == sys.executable:
+        packages = distributions_of(stack)
+    total = packages_bytes(packages, python) if packages else 0
     if stack.build:
         program = Path(filled(stack, stack.run, data)[0])
         total += program.stat().st_size if program.is_file() else 0

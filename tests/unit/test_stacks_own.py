@@ -1,5 +1,6 @@
 """The build time of Weir's own programs: timed once for the same sources, told per arm, absent where nothing is compiled."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -8,7 +9,8 @@ import pytest
 from loadgen.bench.children import BenchError
 from loadgen.bench.stacks.sizes import size_and_build
 from loadgen.stacks import own
-from loadgen.stacks.manifest import BUILT, Built, lacking
+from loadgen.stacks.build import LOG, build_stack, distributions_of, installed_bytes
+from loadgen.stacks.manifest import BUILT, Built, lacking, load_stack
 from loadgen.stacks.own import OWN, load_own, measure_own, own_sources
 
 
@@ -52,3 +54,26 @@ def test_build_that_fails_tells_the_end_of_its_output(tmp_path: Path, monkeypatc
     with pytest.raises(BenchError, match="code 2: no such header"):
         measure_own("weir-go", lambda _: None, tmp_path)
     assert load_own("weir-go", tmp_path) is None
+
+
+def test_python_packages_are_weighed_by_the_names_of_their_distributions(tmp_path: Path) -> None:
+    """PIL is Pillow's; what is not installed has no name."""
+    stack = load_stack("fastapi-image")
+    if find_spec("PIL") is None:
+        pytest.skip("no Pillow here")
+    assert "pillow" in {name.lower() for name in distributions_of(stack)}
+    without = msgspec.structs.replace(stack, needs=[need for need in stack.needs if need != "python:PIL"])
+    assert installed_bytes(stack, tmp_path) - installed_bytes(without, tmp_path) > 1_000_000
+
+
+def test_installation_that_cannot_be_fetched_has_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made up: the reason is said, the stack is there all the same, and nothing stays behind."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    said: list[str] = []
+    needs = ["python:msgspec"]
+    stack = msgspec.structs.replace(load_stack("fastapi-onnx"), needs=needs)
+    built = build_stack(stack, said.append, tmp_path)
+    assert built is not None
+    assert (built.seconds, built.cpu_s, built.installed_bytes > 0) == (0.0, 0.0, True)
+    assert "how long they take to install stays unknown" in said[-1]
+    assert {path.name for path in (tmp_path / stack.name).iterdir()} == {BUILT, LOG}

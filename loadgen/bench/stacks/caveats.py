@@ -21,7 +21,7 @@ def make_caveats(options: StacksOptions, cells: Sequence[Cell], skipped: Mapping
         "Memory is PSS at the ends of a run: shared pages are shared out, short peaks inside a run are missed.",
         "Failures count with the deadline in all percentiles, which are of all rounds together; rates are medians.",
         "In the open loop the generator goes before the stores on its core, where that is permitted (real-time priority).",
-        "Sizes leave out Python and the system's libraries; a build is what compilers take, from downloaded modules.",
+        "Sizes leave out Python and the system's libraries; a build is compilers' or pip's time, from downloads on.",
     ]
     if len(cores) < 2:
         found.append("Only one core was usable: client, stores and servers took turns on it; compare nothing but ratios.")
