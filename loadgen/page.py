@@ -13,6 +13,7 @@ from plotly.offline import get_plotlyjs
 
 from models.machine import Machine
 
+SHORT = 24  # characters of a cell that is not broken into lines: names
 Figure = dict[str, Any]  # {"data": [...], "layout": {...}} as Plotly takes it
 Cell = str | int | float | None
 Table = tuple[str, Sequence[str], Sequence[Sequence[Cell]]]  # caption, columns, rows
@@ -85,8 +86,8 @@ def _cell(value: Cell) -> str:
     if value is None:
         return "<td>–</td>"
     if isinstance(value, str):
-        return f"<td>{html.escape(value)}</td>"
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.6g}"
+        return f"<td{' class=k' if len(value) <= SHORT else ''}>{html.escape(value)}</td>"
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1_000 else f"{value:.4g}"
     return f'<td class="n">{text}</td>'
 
 
@@ -139,7 +140,7 @@ caption{text-align:left;color:var(--soft);padding-bottom:.3rem}
 th,td{text-align:left;padding:.35rem 1.2rem .35rem 0;border-bottom:1px solid var(--line);vertical-align:top;
 overflow-wrap:break-word}
 th{font-weight:500;color:var(--soft)}
-td.n{white-space:nowrap}
+td.n,td.k{white-space:nowrap}
 li{margin:.35rem 0;max-width:44rem}
 """
 
@@ -163,7 +164,10 @@ function draw() {
     layout.yaxis = {...axis, ...layout.yaxis};
     Object.assign(layout, {paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: {family: "system-ui, sans-serif", size: 13, color: colour("soft")},
-      margin: {l: 56, r: 8, t: 28, b: 44}, legend: {orientation: "h", y: 1.12, x: 0}, hovermode: "closest"});
+      margin: {l: 56, r: 8, t: 28, b: 44}, legend: {orientation: "h", yanchor: "bottom", y: 1.03, x: 0},
+      hovermode: "closest"});
+    const place = document.getElementById("plot" + n), names = figure.data.filter((trace) => trace.name).length;
+    if (names > 4) place.style.height = 20 + 1.4 * Math.ceil(names / 4) + "rem"; // rows of the legend, not of the plot
     Plotly.react("plot" + n, paint(figure.data), layout, {displayModeBar: false, responsive: true});
   });
 }

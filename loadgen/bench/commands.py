@@ -180,7 +180,14 @@ def _memory_page(result: MemoryResult) -> str:
          "marker": {"color": colour}}
         for name, field, colour in (("at start", "memory_start_mb", "@d"), ("after", "memory_mb", "@a"))
     ]  # fmt: skip
-    figure: Figure = {"data": data, "layout": {"barmode": "group", "xaxis": {"type": "category"}}}
+    figure: Figure = {
+        "data": data,
+        "layout": {
+            "barmode": "group",
+            "xaxis": {"type": "category", "title": {"text": "cards"}},
+            "yaxis": {"title": {"text": "MiB"}},
+        },
+    }
     tables: list[Table] = [("Memory and start", columns, rows), machine_table(result.machine)]
     return page("Weir bench memory", f"Measured on {result.created}.", facts,
                 [("Resident memory", "MiB, by cards seen", figure)], tables, result.caveats)  # fmt: skip

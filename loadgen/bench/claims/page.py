@@ -142,7 +142,7 @@ def _verdicts(result: ClaimsResult) -> Figure:
          "y": [sum((line.group, line.verdict) == (group, verdict) for line in result.lines) for group in groups]}
         for verdict in VERDICTS
     ]  # fmt: skip
-    return {"data": data, "layout": {"barmode": "stack", "xaxis": {"type": "category"}}}
+    return {"data": data, "layout": {"barmode": "stack", "xaxis": {"type": "category"}, "yaxis": {"title": {"text": "claims"}}}}
 
 
 def _tiered(result: ClaimsResult) -> Figure:
@@ -155,4 +155,8 @@ def _tiered(result: ClaimsResult) -> Figure:
         colour = ("@a", "@b", "@c", "@d", "#9b6fb0", "#4f9d69")[n % 6]
         data.append({"type": "bar", "name": name, "x": [f"{t.l1_share:.0%}" for t in mine], "y": [t.p99_us for t in mine],
                      "marker": {"color": colour}})  # fmt: skip
-    return {"data": data, "layout": {"barmode": "group", "xaxis": {"type": "category"}, "yaxis": {"type": "log"}}}
+    x, y = (
+        {"type": "category", "title": {"text": "of the entities in L1"}},
+        {"type": "log", "dtick": "D2", "title": {"text": "p99, µs"}},
+    )
+    return {"data": data, "layout": {"barmode": "group", "xaxis": x, "yaxis": y}}

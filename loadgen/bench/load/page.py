@@ -122,6 +122,14 @@ def timeline_figure(run: Run) -> Figure:
     layout = {
         "barmode": "stack",
         "xaxis": {"title": {"text": "s"}, "dtick": max(1, len(x) // 10)},
-        "yaxis2": {"overlaying": "y", "side": "right", "rangemode": "tozero", "showgrid": False},
+        "yaxis": {"rangemode": "tozero", "title": {"text": "requests/s"}},
+        "yaxis2": {
+            "overlaying": "y",
+            "side": "right",
+            "rangemode": "tozero",
+            "showgrid": False,
+            "automargin": True,
+            "title": {"text": "p99, µs"},
+        },
     }
     return {"data": data, "layout": layout}

@@ -56,7 +56,14 @@ def price_page(result: PriceResult) -> str:
             (NEITHER, [p.without_us for p in both], "@b"),
         )
     ]
-    figure: Figure = {"data": data, "layout": {"barmode": "group", "xaxis": {"type": "category"}}}
+    figure: Figure = {
+        "data": data,
+        "layout": {
+            "barmode": "group",
+            "xaxis": {"type": "category", "title": {"text": "connections"}},
+            "yaxis": {"title": {"text": "µs"}},
+        },
+    }
     figures = [("CPU of the server", "µs per single request, by connections", figure)] if both else []
     lead = (
         f"{result.options.rounds} rounds of {result.options.measure_s:g} s and {result.options.settle_s:g} s of rest on"

@@ -46,4 +46,11 @@ def _figure(result: RecoveryResult) -> Figure:
         y = [1e6 * run.seconds / run.entries for run in runs]
         x = [str(number + 1) for number in range(len(runs))]
         data.append({"type": "bar", "name": arm.scorer, "x": x, "y": y, "marker": {"color": COLOURS[arm.scorer]}})
-    return {"data": data, "layout": {"barmode": "group", "xaxis": {"type": "category", "title": {"text": "round"}}}}
+    return {
+        "data": data,
+        "layout": {
+            "barmode": "group",
+            "xaxis": {"type": "category", "title": {"text": "round"}},
+            "yaxis": {"title": {"text": "µs"}},
+        },
+    }

@@ -112,9 +112,9 @@ def stacks_page(result: StacksResult) -> str:
     curves = {cell.arm: cell.curve for cell in singles}
     figures: list[tuple[str, str, Figure]] = [
         ("Latency by percentile", "µs, one core; each step right is ten times rarer", _curves(curves)),
-        ("Events per second", "by rows per request, one core", _bars(cells, "rows_per_s")),
-        ("CPU of the server", "ms per request, by rows per request, one core", _bars(cells, "cpu_ms_per_request")),
-        ("Memory", "MiB of PSS, by rows per request", _bars(cells, "pss_mb")),
+        ("Events per second", "by rows per request, one core", _bars(cells, "rows_per_s", "events/s")),
+        ("CPU of the server", "ms per request, by rows per request, one core", _bars(cells, "cpu_ms_per_request", "ms")),
+        ("Memory", "MiB of PSS, by rows per request", _bars(cells, "pss_mb", "MiB")),
     ]
     if result.sweeps:
         figures.append(("Rate sweep", "p99 in µs by offered requests per second; void runs are hollow", _sweeps(result)))
@@ -170,13 +170,17 @@ def _curves(curves: dict[str, list[tuple[float, int]]]) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _bars(cells: Sequence[Cell], field: str) -> Figure:
+def _bars(cells: Sequence[Cell], field: str, unit: str) -> Figure:
     data = []
     for n, arm in enumerate(dict.fromkeys(cell.arm for cell in cells)):
         mine = [cell for cell in cells if cell.arm == arm]
         x, y = [str(cell.rows) for cell in mine], [getattr(cell, field) for cell in mine]
         data.append({"type": "bar", "name": arm, "x": x, "y": y, "marker": {"color": _colour(n)}})
-    layout = {"barmode": "group", "xaxis": {"type": "category"}, "yaxis": {"type": "log"}}
+    layout = {
+        "barmode": "group",
+        "xaxis": {"type": "category", "title": {"text": "events per request"}},
+        "yaxis": {"type": "log", "title": {"text": unit}, "dtick": "D2"},
+    }
     return {"data": data, "layout": layout}
 
 
@@ -187,5 +191,8 @@ def _sweeps(result: StacksResult) -> Figure:
          "marker": {"symbol": ["circle-open" if run.void else "circle" for run in sweep.runs], "size": 9}}
         for n, sweep in enumerate(result.sweeps)
     ]  # fmt: skip
-    axes = {"xaxis": {"type": "log", "title": {"text": "offered, requests/s"}}, "yaxis": {"type": "log", "dtick": 1}}
+    axes = {
+        "xaxis": {"type": "log", "title": {"text": "offered, requests/s"}},
+        "yaxis": {"type": "log", "dtick": 1, "title": {"text": "p99, µs"}},
+    }
     return {"data": data, "layout": axes}

@@ -100,7 +100,14 @@ def _rates(result: StreamResult) -> Figure:
          "y": [r.events_per_s for r in result.runs if r.arm == arm.arm], "marker": {"color": COLOURS[arm.arm]}}
         for arm in result.arms
     ]  # fmt: skip
-    return {"data": data, "layout": {"barmode": "group", "xaxis": {"type": "category"}, "yaxis": {"rangemode": "tozero"}}}
+    return {
+        "data": data,
+        "layout": {
+            "barmode": "group",
+            "xaxis": {"type": "category", "title": {"text": "pass"}},
+            "yaxis": {"title": {"text": "events/s"}},
+        },
+    }
 
 
 def _cpu(result: StreamResult) -> Figure:
@@ -111,7 +118,7 @@ def _cpu(result: StreamResult) -> Figure:
             ("server", "server_cpu_us", "@a"), ("client", "client_cpu_us", "@b"), ("stores", "stores_cpu_us", "@d"),
         )
     ]  # fmt: skip
-    return {"data": data, "layout": {"barmode": "stack", "xaxis": {"type": "category"}}}
+    return {"data": data, "layout": {"barmode": "stack", "xaxis": {"type": "category"}, "yaxis": {"title": {"text": "µs"}}}}
 
 
 def _lags(result: StreamResult) -> Figure:
@@ -122,4 +129,7 @@ def _lags(result: StreamResult) -> Figure:
             line = {"width": 2, "color": COLOURS[run.arm]}
             data.append({"type": "scatter", "mode": "lines", "name": f"{run.arm}, pass {run.round + 1}", "line": line,
                          "x": [x for x, _ in points], "y": [y for _, y in points]})  # fmt: skip
-    return {"data": data, "layout": {"xaxis": {"title": {"text": "s"}}, "yaxis": {"rangemode": "tozero"}}}
+    return {
+        "data": data,
+        "layout": {"xaxis": {"title": {"text": "s"}}, "yaxis": {"rangemode": "tozero", "title": {"text": "entries"}}},
+    }
