@@ -87,7 +87,7 @@ def build(names: Names = None, data_dir: DataDir = DATA, again: Again = False) -
                 failed = True
                 continue
             if built is None:
-                say(f"{stack.name}: as it was")
+                say(f"{stack.name}: built from these sources already, skipped")
             else:
                 took = built.seconds if built.rebuild_s is None else built.rebuild_s
                 say(f"{stack.name}: {took:,.1f} s, {built.installed_bytes / 1e6:,.0f} MB")
@@ -142,7 +142,11 @@ def _time_own(arm: str, data_dir: Path, *, again: bool) -> bool:
     except BenchError as error:
         say(f"failed: {error}")
         return False
-    say(f"{arm}: as it was" if built is None else f"{arm}: {built.seconds:,.1f} s, {built.cpu_s:,.1f} s of CPU")
+    say(
+        f"{arm}: timed for these sources already, skipped"
+        if built is None
+        else f"{arm}: {built.seconds:,.1f} s, {built.cpu_s:,.1f} s of CPU"
+    )
     return True
 
 

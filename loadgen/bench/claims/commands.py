@@ -12,8 +12,8 @@ from rich.markup import escape
 
 from loadgen.bench.children import BenchError
 from loadgen.bench.claims.page import CLAIMS, MISSING, claims_markdown, claims_page, tables
-from loadgen.bench.claims.result import ClaimsOptions, ClaimsResult
-from loadgen.bench.claims.run import count_steps, read_stacks, run_claims
+from loadgen.bench.claims.result import ClaimsOptions, ClaimsResult, Evidence
+from loadgen.bench.claims.run import count_steps, missing_inputs, read_stacks, run_claims
 from loadgen.bench.load.progress import steps
 from loadgen.bench.outputs import check_outputs
 from loadgen.bench.stacks.arms import parse_stacks
@@ -81,6 +81,8 @@ def claims(
         command = shlex.join(["weir", "bench", *sys.argv[sys.argv.index("claims") :]] if "claims" in sys.argv else ["weir"])
         end_by_signal()
         stacks = read_stacks(stacks_json) if stacks_json is not None else _measure_stacks(rounds, quick, data_dir, command)
+        for text in missing_inputs(stacks, Evidence()):
+            say(f"missing: {text}")
         with steps(count_steps(options)) as step:
             result = uvloop.run(run_claims(options, stacks, data_dir, command, step, say))
         _print(result)

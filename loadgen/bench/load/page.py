@@ -126,6 +126,7 @@ def timeline_figure(run: Run) -> Figure:
         "yaxis2": {
             "overlaying": "y",
             "side": "right",
+            "tickmode": "auto",  # not where the left axis has its ticks, at 3.48k and the like
             "rangemode": "tozero",
             "showgrid": False,
             "automargin": True,
