@@ -38,7 +38,7 @@ def paths_table(result: ClaimsResult) -> Table | None:
         ("the Go core, bytes to columns, of 64", p.columns_of_64_ns),
         ("for comparison: one run of the model", p.inference_ns),
     ]
-    return "One request in, one decision out", ("way", "ns"), rows
+    return "One request in, one decision out", ("way", "ns of CPU"), rows
 
 
 def profiles_table(result: ClaimsResult) -> Table | None:

@@ -26,7 +26,7 @@ class ClaimsOptions(msgspec.Struct, frozen=True):
 
 
 class PathCost(msgspec.Struct):
-    """ns per request, medians: what it costs to read one and to write the answer, and a run of the model for comparison.
+    """ns of CPU per request, medians: what it costs to read one and to write the answer, and a run of the model for comparison.
 
     `objects_ns`: JSON to dict to a validated Pydantic object, then an object to dict to JSON. `typed_ns`: msgspec straight into
     a struct and out of one. `columns_ns`: the Go core from bytes to columns, one request or 64 at a time, and a format.
