@@ -9,6 +9,7 @@ all-zero slot is an empty one. The views share the buffer; nothing is ever copie
 import contextlib
 import mmap
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,10 @@ class Slab:
         assert len(profile) == size
         self.flat_bytes[slot * size : (slot + 1) * size] = profile
 
+    def put_many(self, slots: npt.NDArray[np.int64], profiles: Sequence[bytes]) -> None:
+        """`put` for many distinct slots."""
+        self.rows[slots] = np.frombuffer(b"".join(profiles), dtype=np.uint8).reshape(-1, self.kind.size)
+
     def header(self, slot: int) -> list[int]:
         """A copy of the header's words of the profile in `slot`."""
         return list(self._header.unpack_from(self.flat_bytes, slot * self.kind.size))
@@ -62,6 +67,6 @@ class Slab:
         """Write back what `header` gave."""
         self._header.pack_into(self.flat_bytes, slot * self.kind.size, *header)
 
-    def clear(self, slot: int) -> None:
-        """Make `slot` empty."""
+    def clear(self, slot: int | npt.NDArray[np.int64]) -> None:
+        """Make `slot`, one or many, empty."""
         self.rows[slot] = 0

@@ -105,8 +105,8 @@ class Core:
         self.call_express: Callable[[int, int, int, Any, Any, Any], int] = self._lib.weir_express
         # And those of an index, as weir.h has them.
         self.call_index_find: Callable[[int, Any, int, Any, int], int] = self._lib.weir_index_find
-        self.call_index_put: Callable[[int, Any, int, int], int] = self._lib.weir_index_put
-        self.call_index_remove: Callable[[int, int, Any, int, Any], int] = self._lib.weir_index_remove
+        self.call_index_put: Callable[[int, Any, int, Any, int], int] = self._lib.weir_index_put
+        self.call_index_remove: Callable[[int, Any, int, Any, int, Any], int] = self._lib.weir_index_remove
         self.call_index_ids: Callable[[int, Any, int, Any, int, Any], int] = self._lib.weir_index_ids
         self.call_filter_find: Callable[[Any, int, Any, int, Any, int, int], int] = self._lib.weir_filter_find
         typeof = self._ffi.typeof

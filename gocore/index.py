@@ -4,15 +4,14 @@ It takes about 40 bytes an entity; a dict of str takes 160. Cost of a call for o
 which the core needs 0.03 to 0.06.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from gocore.binding import Core
 
-ID_BYTES: Final = 1 << 16  # room for one id
 LISTED_BYTES: Final = 1 << 14  # room for a list of ids at first
 
 Int64s = npt.NDArray[np.int64]
@@ -25,8 +24,8 @@ class GoIndex:
         self._core = core
         self.handle = core.open_index()
         core.release_with(self, "weir_index_close", self.handle)
-        self._id, self._written = np.zeros(ID_BYTES, dtype=np.uint8), np.zeros(1, dtype=np.int64)
-        self._id_at, self._written_at = core.bytes_in(self._id), core.words_in(self._written)
+        self._written = np.zeros(1, dtype=np.int64)
+        self._written_at = core.words_in(self._written)
         self._listed = np.empty(LISTED_BYTES, dtype=np.uint8)
 
     def find(self, entities: Sequence[str]) -> Int64s:
@@ -38,31 +37,34 @@ class GoIndex:
             core.check(core.call_index_find(self.handle, core.bytes_in(ids), len(ids), core.words_in(slots), len(slots)))
         return slots
 
-    def put(self, entity: str, slot: int) -> None:
-        """Give an entity that is not here a slot that nobody has. Raises BadArgument otherwise."""
-        encoded = entity.encode()
-        status = self._core.call_index_put(self.handle, self._core.bytes_in(encoded), len(encoded), slot)
+    def put(self, entities: Sequence[str], slots: Int64s) -> None:
+        """Give entities that are not here slots that nobody has, int64 (entities,). Raises BadArgument otherwise."""
+        ids, core = ("\n".join(entities) + "\n").encode(), self._core
+        status = core.call_index_put(self.handle, core.bytes_in(ids), len(ids), core.words_in(slots), len(slots))
         if status:
-            self._core.check(status)
+            core.check(status)
 
-    def remove(self, slot: int) -> str:
-        """Take out who has the slot, and return who that was. Raises BadArgument if nobody has it."""
-        status = self._core.call_index_remove(self.handle, slot, self._id_at, ID_BYTES, self._written_at)
-        if status:
-            self._core.check(status)
-        return self._id[: self._written.item()].tobytes().decode()
+    def remove(self, slots: Int64s) -> list[str]:
+        """Take out who has these slots, and return who that was. Raises BadArgument if nobody has one."""
+        return self._list(self._core.call_index_remove, slots)
 
     def ids(self, slots: Sequence[int] | Int64s) -> list[str]:
         """Who has these slots; "" where nobody does."""
-        wanted, core = np.asarray(slots, dtype=np.int64), self._core
-        if not len(wanted):
+        return self._list(self._core.call_index_ids, np.asarray(slots, dtype=np.int64))
+
+    def _list(self, call: Callable[[int, Any, int, Any, int, Any], int], slots: Int64s) -> list[str]:
+        """The ids that `call` writes for these slots, in room for all of them."""
+        if not len(slots):
             return []
+        core = self._core
         while True:
             room = self._listed
-            arguments = core.words_in(wanted), len(wanted), core.bytes_in(room), len(room), self._written_at
-            status = core.call_index_ids(self.handle, *arguments)
+            status = call(
+                self.handle, core.words_in(slots), len(slots), core.bytes_in(room), len(room), self._written_at
+            )  # fmt: skip
             if not status or self._written.item() <= len(room):
                 break
             self._listed = np.empty(1 << self._written.item().bit_length(), dtype=np.uint8)
-        core.check(status)
+        if status:
+            core.check(status)
         return room[: self._written.item() - 1].tobytes().decode().split("\n")

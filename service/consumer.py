@@ -36,7 +36,7 @@ class Consumer:
         self.has_claimed = False  # the level knows that this run's LSNs are taken
         self.probe_at = 0.0
         self.write_seconds = Histogram(LATENCY_BOUNDS)  # of writes that succeeded
-        level.lacks = self.holds
+        level.lacks = self.lacking
 
     def add(self, key: bytes, lsn: int) -> None:
         """`key` was changed by the entry `lsn`; an earlier change that is still unwritten stays the first."""
@@ -70,6 +70,17 @@ class Consumer:
     def holds(self, key: bytes) -> bool:
         """True while the level may lack the newest bytes of `key`."""
         return not self.is_live or key in self.dirty or key in self.in_flight
+
+    def lacking(self, keys: Sequence[bytes]) -> Collection[bytes]:
+        """Those of which the level may lack the newest bytes."""
+        if not self.is_live:
+            return keys
+        found = self.dirty.among(keys)
+        return found | (self.in_flight.keys() & keys) if self.in_flight else found
+
+    def holds_left(self, key: bytes) -> bool:
+        """`holds` for a profile that is not in L1, which costs no look into it."""
+        return not self.is_live or key in self.dirty.kept_by_key() or key in self.in_flight
 
     def first_unwritten(self, key: bytes) -> int | None:
         """The first change of `key` that the level may lack; None if it has them all."""

@@ -9,7 +9,7 @@ few are left, so that a position which can reach the end does.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -86,17 +86,28 @@ class Dirty:
         for span, n in zip(*map(np.ndarray.tolist, np.unique(lsns >> SPAN_BITS, return_counts=True)), strict=True):
             self._counts[span] += n
 
-    def leave(self, kind: int, slot: int, key: bytes) -> None:
-        """The entity gives up its slot: from now on it is kept by key."""
-        lsn = int(self._marks[kind][slot])
-        if not lsn:
-            return
-        self._marks[kind][slot] = 0
-        self._n_marks[kind] -= 1
-        known = self._lsns.get(key)
-        self._lsns[key] = lsn if known is None else min(lsn, known)
-        if known is not None:
-            self._uncount({max(lsn, known) >> SPAN_BITS: 1})
+    def leave(self, kind: int, slots: Int64s, keys: Sequence[bytes]) -> None:
+        """Entities give up their slots: from now on they are kept by key."""
+        lsns = self._marks[kind][slots]
+        places = np.flatnonzero(lsns)
+        self._marks[kind][slots] = 0
+        self._n_marks[kind] -= len(places)
+        for place, lsn in zip(places.tolist(), lsns[places].tolist(), strict=True):
+            known = self._lsns.get(keys[place])
+            self._lsns[keys[place]] = lsn if known is None else min(lsn, known)
+            if known is not None:
+                self._uncount({max(lsn, known) >> SPAN_BITS: 1})
+
+    def among(self, keys: Sequence[bytes]) -> set[bytes]:
+        """Those of the keys that are here."""
+        found = self._lsns.keys() & keys if self._lsns else set()
+        for kind, n in enumerate(self._n_marks):
+            of_kind = self._l1_keys.of_kind(kind, keys) if n else []
+            if of_kind:
+                slots = self._l1_keys.find_many(kind, of_kind)
+                places = np.flatnonzero(slots >= 0)
+                found.update(of_kind[place] for place in places[self._marks[kind][slots[places]] > 0].tolist())
+        return found
 
     def put_back(self, lsns: Mapping[bytes, int]) -> None:
         """Keys that `take` gave, with the LSNs they had, at the end: those that cannot be written keep no other from it."""

@@ -9,8 +9,9 @@ L1: whoever meets one has found a new entity.
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from itertools import chain
+from typing import NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -23,6 +24,7 @@ from features.profile import UnknownProfileVersion, check, is_partial, is_tombst
 from service.errors import TierUnavailable
 from service.levels import Level
 from service.tiers.l1 import L1
+from service.tiers.sieve import NONE
 
 log = structlog.get_logger(__name__)
 
@@ -30,15 +32,17 @@ L1_HIT, WAITING, BLOOM_NEW, NEW, UNKNOWN = "l1", "write_behind", "bloom", "new",
 
 
 class Miss:
-    """A profile being looked for. `source` says in the end where it came from; `degraded` which levels did not answer."""
+    """A profile being looked for. In the end `slot` is where it is, `source` says where it came from, `degraded` which levels
+    did not answer."""
 
-    __slots__ = ("degraded", "entity", "is_erased", "key", "kind", "source", "waiters")
+    __slots__ = ("degraded", "entity", "is_erased", "key", "kind", "slot", "source", "waiters")
 
     def __init__(self, kind: int, entity: str, key: bytes) -> None:
         self.kind = kind
         self.entity = entity
         self.key = key
         self.source = ""
+        self.slot = NONE
         self.is_erased = False  # meanwhile: what is found is a thing of the past
         self.degraded: list[str] = []
         self.waiters: list[Callable[[Miss], None]] = []
@@ -79,6 +83,14 @@ class Found(msgspec.Struct, gc=False):
     degraded: list[str] = []
 
 
+class Below(NamedTuple):
+    """What became of look-ups below L1. slots: -1 where it has to be waited for; sources: "" there; misses: those, by place."""
+
+    slots: list[int]
+    sources: list[str]
+    misses: list[tuple[int, Miss]]
+
+
 def entity_key(kind_name: str, entity: str) -> bytes:
     """The key of an entity in every tier below L1."""
     return f"{kind_name}:{entity}".encode()
@@ -105,6 +117,7 @@ class Fetcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self.partial: dict[tuple[int, str], list[str]] = {}  # entities with a partial profile -> levels that did not answer
         self.n_misses = self.n_unknown = 0
+        self.on_arrived: Callable[[], None] = _nobody_cares  # after the waiters of all profiles that came together
 
     def find(self, kind: int, entity: str, waiter: Callable[[Miss], None]) -> tuple[int, str]:
         """(slot, source), the slot pinned; or (-1, "") if `waiter` will be called once the profile has a slot.
@@ -112,49 +125,119 @@ class Fetcher:
         The waiter must pin with l1.pin, at once.
         """
         slot = self._l1.find(kind, entity)
-        return (slot, L1_HIT) if slot >= 0 else self.find_below(kind, entity, waiter)
+        if slot >= 0:
+            return slot, L1_HIT
+        below = self.find_below(kind, [entity])
+        for _, miss in below.misses:
+            miss.waiters.append(waiter)
+        return below.slots[0], below.sources[0]
 
-    def find_below(self, kind: int, entity: str, waiter: Callable[[Miss], None]) -> tuple[int, str]:
-        """`find` for a profile that L1 was asked for and does not hold."""
-        self.n_misses += 1
-        key = entity_key(self._plan.kinds[kind].name, entity)
-        flying = self._flying.get(key)
-        if flying is not None:
-            flying.waiters.append(waiter)
-            return -1, ""
-        profile = self._waiting.waiting(key)
-        if profile is not None:
-            return self._claim_waiting(kind, entity, key, profile)
-        if self.bloom is not None and not self.bloom.maybe_has(key):
-            self.bloom.add(key)
-            return self._l1.claim(kind, entity), BLOOM_NEW
+    def find_below(self, kind: int, entities: Sequence[str]) -> Below:
+        """Distinct profiles of a kind that L1 was asked for and does not hold. Those that are found have one pin.
+
+        The caller adds a waiter to every miss.
+        """
+        self.n_misses += len(entities)
+        prefix = entity_key(self._plan.kinds[kind].name, "")
+        below = Below([NONE] * len(entities), [""] * len(entities), [])
+        found: dict[int, Found] = {}
+        asked: dict[int, bytes] = {}
+        for place, entity in enumerate(entities):
+            key = prefix + entity.encode()
+            miss = self._flying.get(key)
+            if miss is not None:
+                below.misses.append((place, miss))
+                continue
+            profile = self._waiting.waiting(key)
+            if profile is not None:
+                # A tombstone goes on waiting: the levels must have it.
+                found[place] = Found(None, NEW) if is_tombstone(profile) else Found(profile, WAITING)
+                if not is_tombstone(profile):
+                    self._waiting.take_waiting(key)
+            elif self.bloom is not None and not self.bloom.maybe_has(key):
+                self.bloom.add(key)
+                found[place] = Found(None, BLOOM_NEW)
+            else:
+                asked[place] = key
+        if asked:
+            known = self._read_now(list(asked.values()))
+            for place, key in asked.items():
+                if key in known:
+                    found[place] = known[key]
+                else:
+                    below.misses.append((place, self._look_for(kind, entities[place], key)))
+        self._claim_found(kind, entities, found, below)
+        return below
+
+    def _read_now(self, keys: Sequence[bytes]) -> dict[bytes, Found]:
+        """What is known of these keys at once: without levels nothing is there, and the first one may be in this process."""
         if not self._levels:
-            return self._l1.claim(kind, entity), NEW
+            return dict.fromkeys(keys, Found(None, NEW))
+        level = self._levels[0]
+        lacking = level.lacks(keys)
+        asked = [key for key in keys if key not in lacking] if lacking else keys
+        known: dict[bytes, Found] = {}
+        for key, profile in zip(asked, level.fill_now(asked), strict=False):
+            if profile is not None and self._is_ours(key, profile):
+                known[key] = Found(None, NEW) if is_tombstone(profile) else Found(profile, level.name)
+            elif level.is_complete:
+                known[key] = Found(None, NEW)
+        if self.bloom is not None:
+            for key, answer in known.items():
+                if answer.source == NEW:
+                    self.bloom.confirm_absent()
+                self.bloom.add(key)
+        return known
+
+    def _claim_found(self, kind: int, entities: Sequence[str], found: Mapping[int, Found], below: Below) -> None:
+        """Slots for what was found at once, new ones empty."""
+        places = [place for place, answer in found.items() if answer.profile is not None]
+        profiles = [answer.profile for answer in found.values() if answer.profile is not None]
+        new = [place for place, answer in found.items() if answer.profile is None]
+        for place, answer in found.items():
+            below.sources[place] = answer.source
+        if places:
+            _put_at(below.slots, places, self._place(kind, [entities[place] for place in places], profiles))
+        if new:
+            _put_at(below.slots, new, self._l1.claim_many(kind, [entities[place] for place in new]))
+
+    def _look_for(self, kind: int, entity: str, key: bytes) -> Miss:
         miss = self._flying[key] = Miss(kind, entity, key)
-        miss.waiters.append(waiter)
         if not self._next:
             asyncio.get_running_loop().call_soon(self._start)
         self._next.append(miss)
-        return -1, ""
+        return miss
 
     async def pin_all(self, rows: Sequence[Sequence[str | None]]) -> npt.NDArray[np.int64]:
         """int64 (rows, kinds): the slots of every entity, found or fetched, and pinned; -1 where a row has None."""
-        slots = np.full((len(rows), len(self._plan.kinds)), -1, dtype=np.int64)
+        slots = np.full((len(rows), len(self._plan.kinds)), NONE, dtype=np.int64)
         arrived = asyncio.Event()
         n_missing = 0
 
-        def arrive(row: int, miss: Miss) -> None:
+        def put(kind: int, places: Sequence[int], slot: int) -> None:
+            slots[places, kind] = slot
+            self._l1.pin_slot(kind, slot, len(places) - 1)
+
+        def arrive(places: Sequence[int], miss: Miss) -> None:
             nonlocal n_missing
-            slots[row, miss.kind] = self._l1.pin(miss.kind, miss.entity)
+            self._l1.pin_slot(miss.kind, miss.slot)
+            put(miss.kind, places, miss.slot)
             n_missing -= 1
             if not n_missing:
                 arrived.set()
 
-        for row, entities in enumerate(rows):
-            for kind, entity in enumerate(entities):
-                if entity is not None:
-                    slots[row, kind], _ = self.find(kind, entity, functools.partial(arrive, row))
-                    n_missing += slots[row, kind] < 0
+        for kind in range(len(self._plan.kinds)):
+            places = places_of([entities[kind] for entities in rows])
+            names = list(places)
+            found = self._l1.find_many(kind, names).tolist()
+            absent = [name for name, slot in zip(names, found, strict=True) if slot < 0]
+            below = self.find_below(kind, absent)
+            for name, slot in chain(zip(names, found, strict=True), zip(absent, below.slots, strict=True)):
+                if slot >= 0:
+                    put(kind, places[name], slot)
+            n_missing += len(below.misses)
+            for _, miss in below.misses:
+                miss.waiters.append(functools.partial(arrive, places[miss.entity]))
         if n_missing:
             await arrived.wait()
         return slots
@@ -194,12 +277,22 @@ class Fetcher:
         A miss in a complete level, or in all levels, is a new entity. With `trusted` those levels alone are asked, and their
         copies are taken even where they lack changes: for a caller who applies those himself. A tombstone is given as it is.
         """
+        async for step in self._read_steps(keys, trusted):
+            for found in step:
+                yield found
+
+    async def _read_steps(
+        self, keys: Sequence[bytes], trusted: Sequence[Level] | None = None
+    ) -> AsyncIterator[list[tuple[bytes, Found]]]:
+        """`read_levels`, with all that is known at a time."""
         missing: dict[bytes, list[str]] = {key: [] for key in keys}
         for level in self._levels:
+            asked = list(missing)
             if trusted is None:
-                asked = [key for key in missing if not level.lacks(key)]
-            else:
-                asked = list(missing) if level in trusted else []
+                lacking = level.lacks(asked)
+                asked = [key for key in asked if key not in lacking] if lacking else asked
+            elif level not in trusted:
+                asked = []
             for key in missing.keys() - asked:
                 missing[key].append(level.name)
             if not asked:
@@ -211,15 +304,18 @@ class Fetcher:
                 for key in asked:
                     missing[key].append(level.name)
                 continue
+            step: list[tuple[bytes, Found]] = []
             for key, profile in zip(asked, profiles, strict=True):
                 if profile is not None and self._is_ours(key, profile):
-                    del missing[key]
-                    yield key, Found(profile, level.name)
+                    step.append((key, Found(profile, level.name)))
                 elif level.is_complete:
-                    del missing[key]
-                    yield key, Found(None, NEW)
-        for key, degraded in missing.items():
-            yield key, Found(None, UNKNOWN if degraded else NEW, degraded)
+                    step.append((key, Found(None, NEW)))
+            for key, _ in step:
+                del missing[key]
+            if step:
+                yield step
+        if missing:
+            yield [(key, Found(None, UNKNOWN if degraded else NEW, degraded)) for key, degraded in missing.items()]
 
     @property
     def fullness(self) -> str:
@@ -236,19 +332,12 @@ class Fetcher:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _place(self, kind: int, entity: str, profile: bytes) -> int:
-        slot = self._l1.claim(kind, entity)
-        self._l1.slabs[kind].put(slot, profile)
-        if is_partial(profile):
-            self.partial.setdefault((kind, entity), [UNKNOWN])
-        return slot
-
-    def _claim_waiting(self, kind: int, entity: str, key: bytes, profile: bytes) -> tuple[int, str]:
-        """A slot with the bytes that waited. A tombstone goes on waiting: the levels must have it."""
-        if is_tombstone(profile):
-            return self._l1.claim(kind, entity), NEW
-        self._waiting.take_waiting(key)
-        return self._place(kind, entity, profile), WAITING
+    def _place(self, kind: int, entities: Sequence[str], profiles: Sequence[bytes]) -> npt.NDArray[np.int64]:
+        """Slots, pinned, with these profiles."""
+        for entity, profile in zip(entities, profiles, strict=True):
+            if is_partial(profile):
+                self.partial.setdefault((kind, entity), [UNKNOWN])
+        return self._l1.claim_many(kind, entities, profiles)
 
     def _start(self) -> None:
         misses, self._next = self._next, []
@@ -259,13 +348,13 @@ class Fetcher:
     async def _fetch(self, misses: list[Miss]) -> None:
         by_key = {miss.key: miss for miss in misses}
         try:
-            async for key, found in self.read_levels(list(by_key)):
-                self._finish(by_key.pop(key), found)
+            async for step in self._read_steps(list(by_key)):
+                self._finish([(by_key.pop(key), found) for key, found in step])
         except Exception:  # a task's top: whatever it was, nobody may wait for ever
             log.exception("look-up failed", profiles=len(by_key))
-        for miss in by_key.values():
-            if self._flying.get(miss.key) is miss:
-                self._finish(miss, Found(None, UNKNOWN, [UNKNOWN]))
+        left = [miss for miss in by_key.values() if self._flying.get(miss.key) is miss]
+        if left:
+            self._finish([(miss, Found(None, UNKNOWN, [UNKNOWN])) for miss in left])
 
     async def _read_one(self, key: bytes) -> Found:
         async for _, found in self.read_levels([key]):
@@ -280,8 +369,35 @@ class Fetcher:
             return False
         return True
 
-    def _finish(self, miss: Miss, found: Found) -> None:
-        """Give the profile its slot and wake everybody who waits for it, in the order in which they came."""
+    def _finish(self, arrived: Sequence[tuple[Miss, Found]]) -> None:
+        """Give the profiles their slots and wake everybody who waits for them, in the order in which they were asked for."""
+        for kind in range(len(self._plan.kinds)):
+            found: list[Miss] = []
+            profiles: list[bytes] = []
+            new: list[Miss] = []
+            for miss, answer in arrived:
+                if miss.kind != kind:
+                    continue
+                profile = self._settle(miss, answer)
+                if profile is None:
+                    new.append(miss)
+                else:
+                    found.append(miss)
+                    profiles.append(profile)
+            if found:
+                slots = self._place(kind, [miss.entity for miss in found], profiles)
+                for miss, slot in zip(found, slots.tolist(), strict=True):
+                    miss.slot = slot
+            if new:
+                self._begin(kind, new)
+        for miss, _ in arrived:
+            for waiter in miss.waiters:
+                waiter(miss)
+            self._l1.pin_slot(miss.kind, miss.slot, -1)
+        self.on_arrived()
+
+    def _settle(self, miss: Miss, found: Found) -> bytes | None:
+        """What is known in the end: the profile, or None where a new one begins. The search is over."""
         # Somebody may have put it together meanwhile (partials); the levels do not have that yet.
         waiting = self._waiting.waiting(miss.key)
         if waiting is not None:
@@ -297,14 +413,31 @@ class Fetcher:
                 self.bloom.confirm_absent()
             self.bloom.add(miss.key)
         self.n_unknown += found.source == UNKNOWN
-        if found.profile is not None:
-            slot = self._place(miss.kind, miss.entity, found.profile)
-        else:
-            slot = self._l1.claim(miss.kind, miss.entity)
-            if found.source == UNKNOWN:
-                slab = self._l1.slabs[miss.kind]
+        return found.profile
+
+    def _begin(self, kind: int, misses: Sequence[Miss]) -> None:
+        """Empty slots for those that nobody has, partial where somebody could not be asked."""
+        slab = self._l1.slabs[kind]
+        for miss, slot in zip(misses, self._l1.claim_many(kind, [miss.entity for miss in misses]).tolist(), strict=True):
+            miss.slot = slot
+            if miss.source == UNKNOWN:
                 slab.flat_words[slot * (slab.kind.size >> 3)] = PARTIAL_FLAG
-                self.partial[miss.kind, miss.entity] = miss.degraded
-        for waiter in miss.waiters:
-            waiter(miss)
-        self._l1.unpin(miss.kind, slot)
+                self.partial[kind, miss.entity] = miss.degraded
+
+
+def places_of(entities: Sequence[str | None]) -> dict[str, list[int]]:
+    """Where each of the entities stands, in the order in which they come; None and "" are nobody."""
+    places: dict[str, list[int]] = {}
+    for place, entity in enumerate(entities):
+        if entity:
+            places.setdefault(entity, []).append(place)
+    return places
+
+
+def _put_at(values: list[int], places: Sequence[int], slots: npt.NDArray[np.int64]) -> None:
+    for place, slot in zip(places, slots.tolist(), strict=True):
+        values[place] = slot
+
+
+def _nobody_cares() -> None:
+    """Nobody waits for more than one profile."""

@@ -1,11 +1,11 @@
 """A level: a tier below L1 with its state and what was counted of its look-ups."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from service.errors import TierUnavailable
 from service.metrics import LATENCY_BOUNDS, Histogram
-from service.tiers.base import Tier
+from service.tiers.base import NearTier, Tier
 
 ON, DOWN, CATCHING_UP, OFF = "on", "down", "catching_up", "off"
 BREAKERS = {ON: "closed", DOWN: "open", CATCHING_UP: "half_open", OFF: "off"}
@@ -17,7 +17,7 @@ class Level:
     This is the level's circuit breaker (ADR 0015): closed while it is on, open while it is down, half-open while it catches up.
 
     `is_complete`: a miss here proves that no tier below holds the profile either. `keeps`: what was put stays. A Redis that
-    evicts is neither. `lacks(key)`: the level may hold an old copy of this profile, or none, so its answer counts for nothing.
+    evicts is neither. `lacks(keys)`: those of which the level may hold an old copy, or none, so its answer counts for nothing.
     `is_local`: it lives in this process, so what was put is there as long as we are, though its durable position says less.
     """
 
@@ -27,7 +27,8 @@ class Level:
         self.is_complete = is_complete
         self.keeps = keeps
         self.is_local = is_local
-        self.lacks: Callable[[bytes], bool] = _lacks_nothing
+        self._near = tier if isinstance(tier, NearTier) else None
+        self.lacks: Callable[[Sequence[bytes]], Collection[bytes]] = _lacks_nothing
         self.state = ON
         self.reason = ""
         self.n_lookups = self.n_hits = self.n_unavailable = 0
@@ -49,11 +50,29 @@ class Level:
             self.n_unavailable += len(keys)
             self.fail(error)
             raise
+        self._note(start, keys, found, even_old=even_old)
+        return found
+
+    def fill_now(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The same for the first of the keys, with no await: as many as a tier in this process reads at once, often all."""
+        if self._near is None or self.state != ON:
+            return []
+        start = time.perf_counter()
+        try:
+            found = self._near.fill_now(keys)
+        except TierUnavailable as error:
+            self.fail(error)
+            return []
+        if found:
+            self.n_lookups += len(found)
+            self._note(start, keys[: len(found)], found)
+        return found
+
+    def _note(self, start: float, keys: Sequence[bytes], found: Sequence[bytes | None], *, even_old: bool = False) -> None:
         self.read_seconds.observe(time.perf_counter() - start)
         self.n_hits += sum(1 for profile in found if profile is not None)
         if self.on_found is not None and not even_old:
             self.on_found(self, keys, found)
-        return found
 
     def fail(self, error: TierUnavailable) -> None:
         """A call failed: leave the tier alone until write-behind has reached it again."""
@@ -86,5 +105,5 @@ def hit_ratio(n_hits: int, n_lookups: int) -> float | None:
     return round(n_hits / n_lookups, 6) if n_lookups > 0 else None
 
 
-def _lacks_nothing(key: bytes) -> bool:
-    return False
+def _lacks_nothing(keys: Sequence[bytes]) -> Collection[bytes]:
+    return ()

@@ -1,36 +1,41 @@
 """Looking up: every row gets the slots of its profiles, now or as they arrive, and its place behind earlier rows of its card.
 
 Nearly always everything is in L1: a column per kind is looked up at once, and one ticket takes all rows. A row that misses a
-profile waits only for its own. Where rows are requests of their own, it goes on in a ticket of its own, with the later rows
-of its card behind it; the rows of one request wait together, since they keep their order.
+profile waits only for its own. Where rows are requests of their own, it waits in a unit of its own, with the later rows of its
+card behind it; rows of a turn whose profiles arrive together go on in one ticket. The rows of one request wait together, since
+they keep their order.
 """
 
+import functools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from features.plan import Plan
-from service.fetch import L1_HIT, Fetcher, Miss
+from service.fetch import Fetcher, Miss, places_of
 from service.rows import Rows
-from service.ticket import Sink, Ticket, Wait
+from service.ticket import Sink, Ticket, Unit
 from service.tiers.l1 import L1
 
 CARD = "card_id"
+
+Waits = list[tuple[Miss, list[int]]]  # profiles that are being looked for, with the rows that wait for each
 
 
 class LookUp:
     """`ready` gets every ticket that had to wait, once it has all its profiles and nobody ahead. Its slots are pinned."""
 
     def __init__(self, plan: Plan, l1: L1, fetcher: Fetcher, ready: Callable[[Ticket], None]) -> None:
-        self._n_kinds = len(plan.kinds)
         self._card_kind = next((kind.number for kind in plan.kinds if kind.id_field == CARD), 0)
         self._l1 = l1
         self._fetcher = fetcher
         self._ready = ready
-        self._waiting_cards: dict[str, Ticket] = {}  # the last ticket with that card
+        self._waiting_cards: dict[str, Unit] = {}  # the last unit with that card
+        self._released: list[Unit] = []  # that lack nothing any more, of this step
+        fetcher.on_arrived = self._release
 
     def look_up(self, rows: Rows, sink: Sink, wanted: int, *, alone: bool, after: Ticket | None = None) -> Ticket | None:
         """A ticket of the rows. It can be scored at once if is_enqueued, and not before `after`; if not is_pinned, its slots
@@ -44,7 +49,6 @@ class LookUp:
             n_missing = int(np.count_nonzero(slots < 0)) - sum(ids.count("") for ids in rows.entities)
         self._l1.visit_rows(slots)
         ticket = Ticket(rows, slots, sink, wanted)
-        ticket.arrived = self._arrived
         ticket.started = start
         ticket.lookup_seconds = time.perf_counter() - start
         if not (n_missing or self._fetcher.partial or self._waiting_cards or (after is not None and not after.is_enqueued)):
@@ -52,7 +56,7 @@ class LookUp:
             return ticket
         self._l1.pin_rows(slots)
         ticket.is_pinned = True
-        waits = self._find_below(ticket) if n_missing else {}
+        waits = self._find_below(ticket) if n_missing else []
         if self._fetcher.partial:
             self._note_partial(ticket)
         ticket.lookup_seconds = time.perf_counter() - start
@@ -72,27 +76,31 @@ class LookUp:
         ticket.started, ticket.lookup_seconds = time.perf_counter(), seconds
         return ticket
 
-    def _find_below(self, ticket: Ticket) -> dict[int, Wait]:
-        """Ask for what L1 lacks. What is new, or waits in memory, has its slot at once; who waits for the rest, by row."""
-        waits: dict[int, Wait] = {}
-        slots = ticket.slots
+    def _find_below(self, ticket: Ticket) -> Waits:
+        """Ask for what L1 lacks. What is new, or waits in memory, has its slot at once; the rest is waited for."""
+        waits: Waits = []
+        slots, l1, fetcher = ticket.slots, self._l1, self._fetcher
         for kind, entities in enumerate(ticket.rows.entities):
-            asked: set[str] = set()
-            for row in np.flatnonzero(slots[:, kind] < 0).tolist():
-                entity = entities[row]
-                if not entity:
+            absent = np.flatnonzero(slots[:, kind] < 0).tolist()
+            if not absent:
+                continue
+            places = places_of([entities[row] for row in absent])
+            names = list(places)
+            below = fetcher.find_below(kind, names)
+            for name, slot, source in zip(names, below.slots, below.sources, strict=True):
+                if slot < 0:
                     continue
-                wait = waits.get(row) or Wait(row)
-                find = self._fetcher.find if entity in asked else self._fetcher.find_below
-                asked.add(entity)
-                slot, source = find(kind, entity, wait.arrived)
-                if slot >= 0:
-                    slots[row, kind] = slot
-                    if source != L1_HIT:
-                        ticket.sources[row, kind] = source
-                else:
-                    wait.n_missing += 1
-                    waits[row] = wait
+                first, *others = [absent[place] for place in places[name]]
+                slots[first, kind] = slot
+                ticket.sources[first, kind] = source
+                if others:  # it was here when they were looked up
+                    slots[others, kind] = slot
+                    l1.pin_slot(kind, slot, len(others))
+                    l1.n_hits += len(others)
+            for place, miss in below.misses:
+                rows = [absent[place] for place in places[names[place]]]
+                fetcher.n_misses += len(rows) - 1
+                waits.append((miss, rows))
         return waits
 
     def _note_partial(self, ticket: Ticket) -> None:
@@ -103,89 +111,106 @@ class LookUp:
                 if levels:
                     ticket.degrade(row, levels)
 
-    def _whole(self, ticket: Ticket, waits: Mapping[int, Wait], after: Ticket | None) -> Ticket:
+    def _whole(self, ticket: Ticket, waits: Waits, after: Ticket | None) -> Ticket:
         """All rows together."""
-        for wait in waits.values():
-            wait.ticket = ticket
-            ticket.n_missing += wait.n_missing
-        ticket.wait_behind(after)
-        cards = ticket.rows.entities[self._card_kind]
-        if self._waiting_cards and not self._waiting_cards.keys().isdisjoint(cards):
+        unit = Unit(ticket, None)
+        for miss, rows in waits:
+            unit.n_needs += len(rows)
+            for row in rows:
+                miss.waiters.append(functools.partial(self._arrived, unit, row))
+        if after is not None and not after.is_enqueued:
+            unit.wait_behind(after.unit)
+        cards, waiting = ticket.rows.entities[self._card_kind], self._waiting_cards
+        if waiting and not waiting.keys().isdisjoint(cards):
             for card in cards:
-                ticket.wait_behind(self._waiting_cards.get(card))
-        self._wait_or_go(ticket)
+                unit.wait_behind(waiting.get(card))
+        if unit.n_needs:
+            ticket.unit = unit
+            waiting.update(dict.fromkeys(cards, unit))
+        else:
+            ticket.is_enqueued = True
         return ticket
 
-    def _split(self, ticket: Ticket, waits: Mapping[int, Wait]) -> Ticket | None:
-        """Who has to wait gets a ticket of its own; the others are returned together."""
+    def _split(self, ticket: Ticket, waits: Waits) -> Ticket | None:
+        """Those that have to wait share a ticket; the others are returned in one."""
         cards, waiting = ticket.rows.entities[self._card_kind], self._waiting_cards
+        missing = {row for _, rows in waits for row in rows}
         held: list[int] = []
         held_cards: set[str] = set()
         for row, card in enumerate(cards):
-            if row in waits or card in waiting or card in held_cards:
+            if row in missing or card in waiting or card in held_cards:
                 held.append(row)
                 held_cards.add(card)
         if not held:
             ticket.is_enqueued = True
             return ticket
         free = sorted(set(range(len(cards))).difference(held))
-        first = self._part(ticket, free) if free else None
-        if first is not None:
-            first.is_enqueued = True
-        for row in held:
-            own = self._part(ticket, [row])
-            wait = waits.get(row)
-            if wait is not None:
-                wait.ticket, wait.row, own.n_missing = own, 0, wait.n_missing
-            own.wait_behind(waiting.get(cards[row]))
-            self._wait_or_go(own)
+        hold = self._part(ticket, held) if free else ticket
+        units = {row: Unit(hold, place) for place, row in enumerate(held)}
+        for miss, rows in waits:
+            for row in rows:
+                unit = units[row]
+                unit.n_needs += 1
+                assert unit.row is not None
+                miss.waiters.append(functools.partial(self._arrived, unit, unit.row))
+        for row, unit in units.items():
+            card = cards[row]
+            unit.wait_behind(waiting.get(card))
+            waiting[card] = unit
+        if not free:
+            return None
+        first = self._part(ticket, free)
+        first.is_enqueued = True
         return first
 
     def _part(self, ticket: Ticket, numbers: Sequence[int]) -> Ticket:
         """A ticket of these rows."""
         part = Ticket(ticket.rows.only(numbers), ticket.slots[list(numbers)], ticket.sink.only(numbers), ticket.wanted)
-        part.arrived, part.is_pinned = ticket.arrived, True
+        part.is_pinned = True
         part.started, part.lookup_seconds = ticket.started, ticket.lookup_seconds
         if not (ticket.degraded or ticket.sources):
             return part
-        for place, number in enumerate(numbers):
-            if number in ticket.degraded:
-                part.degraded[place] = ticket.degraded[number]
-            for kind in range(self._n_kinds):
-                if (number, kind) in ticket.sources:
-                    part.sources[place, kind] = ticket.sources[number, kind]
+        places = {number: place for place, number in enumerate(numbers)}
+        part.degraded = {places[row]: levels for row, levels in ticket.degraded.items() if row in places}
+        part.sources = {(places[row], kind): source for (row, kind), source in ticket.sources.items() if row in places}
         return part
 
-    def _wait_or_go(self, ticket: Ticket) -> None:
-        if ticket.n_missing or ticket.n_ahead:
-            self._waiting_cards.update(dict.fromkeys(ticket.rows.entities[self._card_kind], ticket))
-        else:
-            ticket.is_enqueued = True
-
-    def _arrived(self, ticket: Ticket, row: int, miss: Miss) -> None:
+    def _arrived(self, unit: Unit, row: int, miss: Miss) -> None:
         """A profile that a row waited for has its slot now."""
-        ticket.slots[row, miss.kind] = self._l1.pin(miss.kind, miss.entity)
+        ticket = unit.ticket
+        ticket.slots[row, miss.kind] = miss.slot
+        self._l1.pin_slot(miss.kind, miss.slot)
         ticket.sources[row, miss.kind] = miss.source
-        ticket.degrade(row, miss.degraded)
-        ticket.n_missing -= 1
-        self._release(ticket)
+        if miss.degraded:
+            ticket.degrade(row, miss.degraded)
+        unit.n_needs -= 1
+        if not unit.n_needs:
+            self._released.append(unit)
 
-    def _release(self, ticket: Ticket) -> None:
-        """Let a ticket go that has everything, and then those that waited only for it."""
-        released = deque([ticket] if not (ticket.n_missing or ticket.n_ahead) else [])
+    def _release(self) -> None:
+        """Let the units go that have everything, and then those that waited only for them."""
+        released, self._released = deque(self._released), []
+        ready: dict[Ticket, list[int]] = {}
         while released:
-            ticket = released.popleft()
-            for card in ticket.rows.entities[self._card_kind]:
-                if self._waiting_cards.get(card) is ticket:
-                    del self._waiting_cards[card]
-            ticket.is_enqueued = True
-            self._ready(ticket)
-            for follower in ticket.followers:
-                follower.n_ahead -= 1
+            unit = released.popleft()
+            ticket, rows = unit.ticket, range(len(unit.ticket.rows)) if unit.row is None else (unit.row,)
+            ready.setdefault(ticket, []).extend(rows)
+            cards = ticket.rows.entities[self._card_kind]
+            for row in rows:
+                if self._waiting_cards.get(cards[row]) is unit:
+                    del self._waiting_cards[cards[row]]
+            for follower in unit.followers:
+                follower.n_needs -= 1
                 # Only the last of those ahead releases it: once more, and it would be scored twice.
-                if not (follower.n_ahead or follower.n_missing):
+                if not follower.n_needs:
                     released.append(follower)
-            ticket.followers.clear()
+            unit.followers.clear()
+        # Rows that share a card were looked up one after the other, and are scored in this order.
+        for ticket in sorted(ready, key=lambda ticket: ticket.started):
+            numbers = ready[ticket]
+            whole = ticket if len(numbers) == len(ticket.rows) else self._part(ticket, sorted(numbers))
+            whole.is_enqueued = True
+            self._ready(whole)
 
 
 def slots_of(tickets: Sequence[Ticket]) -> npt.NDArray[np.int64]:

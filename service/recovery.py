@@ -57,7 +57,7 @@ class Recovery:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="recovery")
         self._is_clock_set = False
         self._places = [Places(kind.number, self._l1, self._touched) for kind in self._plan.kinds]
-        self._l1.on_leave = lambda kind, slot: self._places[kind].forget_slot(slot)
+        self._l1.on_leave = lambda kind, slots: self._places[kind].forget_slots(slots)
         self._start = min(position, decisions_position)
         self._applied.begin(self._start)
 

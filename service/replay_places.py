@@ -19,7 +19,7 @@ SIZE_MIN = 1 << 12
 
 
 class Places:
-    """One kind's numbers. What leaves L1 has to be told (`forget_slot`)."""
+    """One kind's numbers. What leaves L1 has to be told (`forget_slots`)."""
 
     def __init__(self, kind: int, l1: L1, touched: Touched) -> None:
         self._kind = kind
@@ -77,9 +77,10 @@ class Places:
             self._touched.mark_many(self._kind, names, lsns[fresh].tolist())
             self._marked_in[numbers[fresh]] = now
 
-    def forget_slot(self, slot: int) -> None:
+    def forget_slots(self, slots: Sequence[int]) -> None:
         """Who was there is no longer in L1."""
-        if slot < len(self._numbers):
-            number = self._numbers[slot]
-            if number != NONE:
-                self._slots[number] = self._numbers[slot] = NONE
+        for slot in slots:
+            if slot < len(self._numbers):
+                number = self._numbers[slot]
+                if number != NONE:
+                    self._slots[number] = self._numbers[slot] = NONE

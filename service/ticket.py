@@ -1,8 +1,8 @@
 """A ticket: rows that are looked up, scored and answered together, on their way through the pipeline.
 
 The rows of one request are one ticket, because they keep their order. Requests of one row each that came in the same turn of
-the loop share one too, as far as nothing holds them up; who has to wait for a profile, or behind an earlier ticket with the
-same card, goes on in a ticket of its own.
+the loop share one too, as far as nothing holds them up; those that have to wait for a profile, or behind an earlier row with
+the same card, share another, of which each part goes on as soon as it can.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from service.decide import Decision
 from service.errors import WeirError
-from service.fetch import Miss
 from service.pieces import Replies
 from service.rows import Rows
 
@@ -110,33 +109,39 @@ class RequestSink:
         return RequestSink(self._request, [self._places[number] for number in numbers])
 
 
-class Wait:
-    """A row that waits for profiles: told of each as it arrives. The ticket is known once the whole request was looked up."""
+class Unit:
+    """What of a ticket waits together: `row`, or for None all rows.
 
-    __slots__ = ("n_missing", "row", "ticket")
+    n_needs: profiles, and units before it, that are still missing. followers: units that wait for it, because they share a card
+    or a stream.
+    """
 
-    def __init__(self, row: int) -> None:
+    __slots__ = ("followers", "n_needs", "row", "ticket")
+
+    def __init__(self, ticket: "Ticket", row: int | None) -> None:
+        self.ticket = ticket
         self.row = row
-        self.n_missing = 0
-        self.ticket: Ticket | None = None
+        self.n_needs = 0
+        self.followers: list[Unit] = []
 
-    def arrived(self, miss: Miss) -> None:
-        """A profile that the row waits for has its slot."""
-        assert self.ticket is not None, "profiles arrive in a later turn"
-        self.ticket.arrived(self.ticket, self.row, miss)
+    def wait_behind(self, earlier: "Unit | None") -> None:
+        """Do not start before `earlier`, which has not started."""
+        if earlier is not None and earlier is not self and self not in earlier.followers[-1:]:
+            earlier.followers.append(self)
+            self.n_needs += 1
 
 
 class Ticket:
-    """Rows with their slots, int64 (rows, kinds), -1 = absent, or not here yet while n_missing is above 0.
+    """Rows with their slots, int64 (rows, kinds), -1 = absent, or not here yet.
 
-    n_ahead: earlier tickets that it waits behind. degraded: by row, the levels that could not be asked. sources: where a
-    profile came from, by row and kind, if it was not in L1. seen: when each profile saw its last event, if traces are wanted.
+    unit: what it waits in as a whole, until it is enqueued. degraded: by row, the levels that could not be asked. sources:
+    where a profile came from, by row and kind, if it was not in L1. seen: when each saw its last event, if traces are wanted.
     started: perf_counter when it was looked up; times: of its batch, see Batch, empty until that is in the journal.
     """
 
     __slots__ = (
-        "arrived", "degraded", "followers", "is_enqueued", "is_pinned", "lookup_seconds", "n_ahead", "n_missing", "rows",
-        "seen", "sink", "slots", "sources", "started", "times", "wanted",
+        "degraded", "is_enqueued", "is_pinned", "lookup_seconds", "rows", "seen", "sink", "slots", "sources", "started",
+        "times", "unit", "wanted",
     )  # fmt: skip
 
     def __init__(self, rows: Rows, slots: npt.NDArray[np.int64], sink: Sink, wanted: int) -> None:
@@ -144,33 +149,20 @@ class Ticket:
         self.slots = slots
         self.sink = sink
         self.wanted = wanted
-        self.n_missing = 0
-        self.n_ahead = 0
         self.is_enqueued = False
         self.is_pinned = False
-        self.followers: list[Ticket] = []
+        self.unit: Unit | None = None
         self.degraded: dict[int, tuple[str, ...]] = {}
         self.sources: dict[tuple[int, int], str] = {}
         self.seen: list[list[int]] = []
         self.started = self.lookup_seconds = 0.0
         self.times: Sequence[float] = ()
-        self.arrived: Callable[[Ticket, int, Miss], None] = _never
-
-    def wait_behind(self, earlier: "Ticket | None") -> None:
-        """Do not start before `earlier`, which shares a card or a stream with this one."""
-        if earlier is not None and not earlier.is_enqueued and earlier is not self and self not in earlier.followers:
-            earlier.followers.append(self)
-            self.n_ahead += 1
 
     def degrade(self, row: int, levels: Iterable[str]) -> None:
         """These levels could not be asked for one of the row's profiles."""
         known = self.degraded.get(row, ())
         if new := tuple(level for level in levels if level not in known):
             self.degraded[row] = known + new
-
-
-def _never(ticket: Ticket, row: int, miss: Miss) -> None:
-    raise AssertionError("a ticket that misses nothing hears of no arrival")
 
 
 def resolve(future: "asyncio.Future[Sequence[Answer]]", answers: Sequence[Answer]) -> None:

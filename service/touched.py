@@ -9,7 +9,7 @@ that of a batch of 64 rows.
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,19 +82,20 @@ class Touched:
     def has(self, kind: int, entity: str) -> bool:
         """Whether the entity was changed since write-behind last looked."""
         self._mark_noted()
-        return self.has_gone(kind, entity) or self._l1.slot_of(kind, entity) in self._by_slot[kind]
+        return entity in self.gone(kind) or self._l1.slot_of(kind, entity) in self._by_slot[kind]
 
-    def has_gone(self, kind: int, entity: str) -> bool:
-        """The same for one that has no slot (any more)."""
-        return entity in self._by_entity[kind]
+    def gone(self, kind: int) -> Container[str]:
+        """Those of a kind who were changed since then and had no slot, or have given it up."""
+        return self._by_entity[kind].keys()
 
-    def leave(self, kind: int, entity: str, slot: int) -> None:
-        """The entity gives up its slot."""
-        self._mark_noted()
-        self.forget(kind, slot)
-        lsn = self._by_slot[kind].pop(slot, None)
-        if lsn is not None:
-            self.mark(kind, entity, min(lsn, self._by_entity[kind].pop(entity, lsn)))
+    def leave(self, kind: int, entities: Sequence[str], slots: npt.NDArray[np.int64]) -> None:
+        """The entities give up their slots, int64 (entities,)."""
+        self.forget_many(kind, slots)
+        by_slot, by_entity = self._by_slot[kind], self._by_entity[kind]
+        for entity, slot in zip(entities, slots.tolist(), strict=True):
+            lsn = by_slot.pop(slot, None)
+            if lsn is not None:
+                by_entity[entity] = min(lsn, by_entity.get(entity, lsn))
 
     def forget(self, kind: int, slot: int) -> None:
         """The next change has to be marked: a copy of the profile is on its way down, or the slot changes hands."""

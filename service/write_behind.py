@@ -10,6 +10,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import structlog
 
 from features.plan import Plan
@@ -106,21 +108,23 @@ class WriteBehind:
         self._see()
         return [c for c in self.consumers if _is_written(c.level) and (c.is_live or not c.needs_complete)]
 
-    def on_evict(self, kind: int, entity: str, slot: int) -> None:
-        """L1 is about to reuse a slot: keep its bytes if no level has them for sure."""
-        self._touched.leave(kind, entity, slot)
-        key = entity_key(self._plan.kinds[kind].name, entity)
+    def on_evict(self, kind: int, entities: Sequence[str], slots: npt.NDArray[np.int64]) -> None:
+        """L1 is about to reuse these slots of a kind: keep the bytes that no level has for sure."""
+        self._touched.leave(kind, entities, slots)
+        prefix = entity_key(self._plan.kinds[kind].name, "")
+        keys = [prefix + entity.encode() for entity in entities]
         for consumer in self.consumers:
-            consumer.dirty.leave(kind, slot, key)
-        profile = self._l1.copy(kind, slot)
-        if profile is None:
-            return
-        if self._is_stateless():
-            self._fetcher.partial.pop((kind, entity), None)  # to be looked for in the journal when a level is back
-        elif self._touched.has_gone(kind, entity) or is_partial(profile) or self._must_wait(key):
-            self._waiting[key] = profile
-            return
-        self._waiting.pop(key, None)
+            consumer.dirty.leave(kind, slots, keys)
+        touched, is_stateless = self._touched.gone(kind), self._is_stateless()
+        for key, entity, profile in zip(keys, entities, self._l1.copies(kind, slots), strict=True):
+            if profile is None:
+                continue
+            if is_stateless:
+                self._fetcher.partial.pop((kind, entity), None)  # to be looked for in the journal when a level is back
+            elif entity in touched or is_partial(profile) or self._must_wait(key):
+                self._waiting[key] = profile
+                continue
+            self._waiting.pop(key, None)
 
     def lags(self) -> dict[str, int]:
         """Dirty profiles per level."""
@@ -170,7 +174,7 @@ class WriteBehind:
     def lacked_by(self, level: Level, keys: Sequence[bytes]) -> set[bytes]:
         """Those of which the level is known to lack the newest change."""
         self._see()
-        return {key for key in keys if level.lacks(key)}
+        return set(level.lacks(keys))
 
     async def flush(self, consumer: Consumer) -> None:
         """Write everything that the level lacks now. Stops at the first failure."""
@@ -352,12 +356,15 @@ class WriteBehind:
         return bool(self.consumers) and all(consumer.level.state == OFF for consumer in self.consumers)
 
     def _must_wait(self, key: bytes) -> bool:
-        """True unless every level has the newest bytes of `key`, or one that keeps what it was given can be asked for them."""
+        """True unless every level has the newest bytes of `key`, or one that keeps what it was given can be asked for them.
+
+        Its profile is not in L1.
+        """
         is_behind = not self.consumers
         for consumer in self.consumers:
             if consumer.level.state == OFF:
                 continue
-            if consumer.level.state != ON or consumer.holds(key):
+            if consumer.level.state != ON or consumer.holds_left(key):
                 is_behind = True
             elif consumer.level.keeps:
                 return False
@@ -367,19 +374,25 @@ class WriteBehind:
         """Bytes that a readable level has need not wait here, unless they have changed since."""
         if level.state != ON or not self._waiting:
             return
-        for key, profile in written.items():
-            have = self._waiting.get(key)
-            if have is None or lsn_of(have) > lsn_of(profile) or is_partial(have):
-                continue
-            # In recovery what waits may hold a change that no consumer has heard of yet: each will lack it as soon as it has.
-            if not self._must_wait(key) and not self._touched.has(*self._split(key)):
-                del self._waiting[key]
+        have = [(key, waiting, profile) for key, profile in written.items() if (waiting := self._waiting.get(key)) is not None]
+        self._let_go([key for key, waiting, profile in have if lsn_of(waiting) <= lsn_of(profile) and not is_partial(waiting)])
 
     def _sweep_waiting(self) -> None:
         """The same for everything that waits, after a level has become readable or was turned off."""
-        for key, profile in list(self._waiting.items()):
-            if not is_partial(profile) and not self._must_wait(key) and not self._touched.has(*self._split(key)):
-                del self._waiting[key]
+        self._let_go([key for key, profile in self._waiting.items() if not is_partial(profile)])
+
+    def _let_go(self, keys: Sequence[bytes]) -> None:
+        """These need not wait any more, but for those of which somebody still lacks a change."""
+        for kind in self._plan.kinds:
+            of_kind, touched = self._l1_keys.of_kind(kind.number, keys), self._touched.gone(kind.number)
+            n, slots = len(kind.name) + 1, self._l1_keys.find_many(kind.number, of_kind).tolist()
+            for key, slot in zip(of_kind, slots, strict=True):
+                # One in L1 has begun anew beside its tombstone, which waits until there is nothing new of it.
+                is_lacked = self._must_wait(key) if slot < 0 else any(c.holds(key) for c in self.consumers)
+                # In recovery what waits may hold a change that no consumer has heard of: each will lack it as soon as it has.
+                entity = key[n:].decode()
+                if not (is_lacked or entity in touched or (slot >= 0 and self._touched.has(kind.number, entity))):
+                    del self._waiting[key]
 
     async def _stored_position(self, consumer: Consumer) -> int:
         """What the level durably has: a local one has flushed less than it was given."""

@@ -10,8 +10,6 @@ import (
 	"weir/gocore/internal/index"
 )
 
-const indexIDMax = 1 << 16 // bytes of one id
-
 var indexes = handles[index.Index]{what: "index"}
 
 //export weir_index_open
@@ -28,37 +26,34 @@ func weir_index_close(handle C.uint64_t) (status C.int32_t) {
 }
 
 //export weir_index_put
-func weir_index_put(handle C.uint64_t, start *C.uint8_t, size, slot C.int64_t) (status C.int32_t) {
+func weir_index_put(handle C.uint64_t, start *C.uint8_t, size C.int64_t, first *C.int64_t, n C.int64_t) (status C.int32_t) {
 	defer recoverTo(&status)
 	x, err := indexes.get(uint64(handle))
 	if err != nil {
 		return statusOf(err)
 	}
-	id, err := bytesAt(unsafe.Pointer(start), size, "id", indexIDMax)
+	list, err := spanAt(start, size, "ids")
 	if err != nil {
 		return statusOf(err)
 	}
-	return statusOf(x.Put(id, int(slot)))
+	slots, err := wordsAt(first, n, "slots")
+	if err == nil {
+		err = x.PutMany(list, slots)
+	}
+	return statusOf(err)
 }
 
 //export weir_index_remove
-func weir_index_remove(handle C.uint64_t, slot C.int64_t, start *C.uint8_t, size C.int64_t, written *C.int64_t) (status C.int32_t) {
+func weir_index_remove(handle C.uint64_t, first *C.int64_t, n C.int64_t, start *C.uint8_t, size C.int64_t, written *C.int64_t) (status C.int32_t) {
 	defer recoverTo(&status)
 	x, err := indexes.get(uint64(handle))
 	if err != nil {
 		return statusOf(err)
 	}
-	room, err := bytesAt(unsafe.Pointer(start), size, "id", indexIDMax)
-	switch {
-	case err != nil:
-		return statusOf(err)
-	case written == nil:
-		return statusOf(fmt.Errorf("written: %w", errNull))
-	case x.IDSize(int(slot)) > len(room):
-		return statusOf(fmt.Errorf("%w: an id of %d bytes, there is room for %d", errArgument, x.IDSize(int(slot)), len(room)))
+	slots, err := idsOf(x, first, n, start, size, written)
+	if err == nil {
+		err = x.RemoveMany(slots)
 	}
-	id, err := x.Remove(int(slot), room[:0:len(room)])
-	*written = C.int64_t(len(id))
 	return statusOf(err)
 }
 
@@ -87,23 +82,29 @@ func weir_index_ids(handle C.uint64_t, first *C.int64_t, n C.int64_t, start *C.u
 	if err != nil {
 		return statusOf(err)
 	}
+	_, err = idsOf(x, first, n, start, size, written)
+	return statusOf(err)
+}
+
+// idsOf writes the ids that have the slots, a line feed after each; `written` gets their bytes, also where there is no room.
+func idsOf(x *index.Index, first *C.int64_t, n C.int64_t, start *C.uint8_t, size C.int64_t, written *C.int64_t) ([]int64, error) {
 	slots, err := wordsAt(first, n, "slots")
 	if err != nil {
-		return statusOf(err)
+		return nil, err
 	}
 	room, err := spanAt(start, size, "ids")
 	if err == nil && written == nil {
 		err = fmt.Errorf("written: %w", errNull)
 	}
 	if err != nil {
-		return statusOf(err)
+		return nil, err
 	}
 	list := x.AppendIDs(room[:0:len(room)], slots) // where there is too little room, append goes elsewhere
 	*written = C.int64_t(len(list))
 	if len(list) > len(room) {
-		return statusOf(fmt.Errorf("%w: %d bytes of ids, there is room for %d", errArgument, len(list), len(room)))
+		return nil, fmt.Errorf("%w: %d bytes of ids, there is room for %d", errArgument, len(list), len(room))
 	}
-	return C.WEIR_OK
+	return slots, nil
 }
 
 // indexesAt are the indexes with these handles, one for each of `kinds` kinds.

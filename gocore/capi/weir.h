@@ -299,14 +299,15 @@ int32_t weir_replay(uint64_t replay, uint64_t arena, weir_replay_job *job);
 
 /* An index of the ids of one kind: id to slot and back. One call at a time, and none while weir_intake reads it.
  *
- * weir_index_put: WEIR_BAD_ARGUMENT if the id is empty or has a slot, or the slot an id. weir_index_remove: into id, of size bytes, goes
- * who had the slot, written gets its bytes; WEIR_BAD_ARGUMENT if nobody has it. weir_index_find: slots of n ids, a line feed after
- * each, -1 for what is not there. weir_index_ids: the ids in n slots, a line feed after each, empty where nobody is; `written` gets
- * the bytes of the whole, WEIR_BAD_ARGUMENT if they are more than size. */
+ * weir_index_put: n ids, a line feed after each, get these slots; WEIR_BAD_ARGUMENT if one is empty or has a slot, or its slot an id;
+ * those before it are put. weir_index_find: slots of n ids, a line feed after each, -1 for what is not there. weir_index_ids: the ids
+ * in n slots, a line feed after each, empty where nobody is; `written` gets the bytes of the whole, WEIR_BAD_ARGUMENT if they are more
+ * than size. weir_index_remove: the same, and takes them out, none of them where there is no room; WEIR_BAD_ARGUMENT if nobody has a
+ * slot; those before it are out. */
 int32_t weir_index_open(uint64_t *index);
 int32_t weir_index_close(uint64_t index);
-int32_t weir_index_put(uint64_t index, uint8_t *id, int64_t size, int64_t slot);
-int32_t weir_index_remove(uint64_t index, int64_t slot, uint8_t *id, int64_t size, int64_t *written);
+int32_t weir_index_put(uint64_t index, uint8_t *ids, int64_t size, int64_t *slots, int64_t n);
+int32_t weir_index_remove(uint64_t index, int64_t *slots, int64_t n, uint8_t *ids, int64_t size, int64_t *written);
 int32_t weir_index_find(uint64_t index, uint8_t *ids, int64_t size, int64_t *slots, int64_t n);
 int32_t weir_index_ids(uint64_t index, int64_t *slots, int64_t n, uint8_t *ids, int64_t size, int64_t *written);
 

@@ -47,6 +47,15 @@ class Tier(Protocol):
         ...
 
 
+@runtime_checkable
+class NearTier(Protocol):
+    """A tier in this process, which can be asked with no await."""
+
+    def fill_now(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """`fill` for as many of the keys as can be read in about a millisecond, the first ones. Raises TierUnavailable."""
+        ...
+
+
 def lsn_of(profile: bytes) -> int:
     """The LSN that `profile` has reached."""
     lsn: int = _U64.unpack_from(profile, LSN_OFFSET)[0]

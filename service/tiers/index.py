@@ -25,11 +25,11 @@ class Index(Protocol):
     def find(self, entities: Sequence[str]) -> Int64s:
         """int64 (entities,): the slot of each, -1 for what is not here, and for ""."""
 
-    def put(self, entity: str, slot: int) -> None:
-        """Give an entity that is not here a slot that nobody has."""
+    def put(self, entities: Sequence[str], slots: Int64s) -> None:
+        """Give entities that are not here slots that nobody has, int64 (entities,)."""
 
-    def remove(self, slot: int) -> str:
-        """Take out who has the slot, and return who that was."""
+    def remove(self, slots: Int64s) -> list[str]:
+        """Take out who has these slots, and return who that was."""
 
     def ids(self, slots: Sequence[int] | Int64s) -> list[str]:
         """Who has these slots; "" where nobody does."""
@@ -46,17 +46,19 @@ class DictIndex:
         """See Index."""
         return np.fromiter(map(self._slots.get, entities, repeat(NONE)), dtype=np.int64, count=len(entities))
 
-    def put(self, entity: str, slot: int) -> None:
+    def put(self, entities: Sequence[str], slots: Int64s) -> None:
         """See Index."""
-        assert entity not in self._slots
-        assert slot not in self._ids
-        self._slots[entity], self._ids[slot] = slot, entity
+        for entity, slot in zip(entities, slots.tolist(), strict=True):
+            assert entity not in self._slots
+            assert slot not in self._ids
+            self._slots[entity], self._ids[slot] = slot, entity
 
-    def remove(self, slot: int) -> str:
+    def remove(self, slots: Int64s) -> list[str]:
         """See Index."""
-        entity = self._ids.pop(slot)
-        del self._slots[entity]
-        return entity
+        entities = [self._ids.pop(slot) for slot in slots.tolist()]
+        for entity in entities:
+            del self._slots[entity]
+        return entities
 
     def ids(self, slots: Sequence[int] | Int64s) -> list[str]:
         """See Index."""

@@ -18,6 +18,9 @@ from service.tiers.sieve import NONE, Sieve
 PIN = np.int32(1)  # of the counters' own type: NumPy adds others through a buffer, ten times slower
 FEW_ROWS = 24  # up to here a loop costs less than NumPy's indexing
 FEW_PINS = 12  # the same, where each place is counted
+EVICTED_MAX = 256  # profiles of one kind that leave at once, so that kinds go on sharing the room
+
+OnEvict = Callable[[int, list[str], npt.NDArray[np.int64]], None]  # kind, entities, the slots that they had
 
 
 class L1:
@@ -26,9 +29,7 @@ class L1:
     pinned_max: how many slots of a kind can be pinned at once on top of what fits in `bytes_max`. huge_pages: see Slab.
     """
 
-    def __init__(
-        self, plan: Plan, bytes_max: int, pinned_max: int, on_evict: Callable[[int, str, int], None], huge_pages: bool = False
-    ) -> None:
+    def __init__(self, plan: Plan, bytes_max: int, pinned_max: int, on_evict: OnEvict, huge_pages: bool = False) -> None:
         self.plan = plan
         self.bytes_max = bytes_max
         self.slabs = [Slab(kind, bytes_max // kind.size + pinned_max, huge_pages) for kind in plan.kinds]
@@ -44,7 +45,8 @@ class L1:
         # Ends the batch that is being scored on another thread. Who reads or writes profiles that may be in it calls this
         # first.
         self.settle: Callable[[], None] = _nothing_to_settle
-        self.on_leave: Callable[[int, int], None] | None = None  # told kind and slot too, by who keeps slot numbers
+        # Told kind and slots too, by who keeps slot numbers.
+        self.on_leave: Callable[[int, Sequence[int]], None] | None = None
 
     def find(self, kind: int, entity: str) -> int:
         """The slot of a profile, pinned and marked as visited, or -1."""
@@ -115,21 +117,35 @@ class L1:
         self._pins[kind][slot] += 1
         return slot
 
+    def pin_slot(self, kind: int, slot: int, n: int = 1) -> None:
+        """`n` more pins of a slot that somebody has pinned."""
+        self._pins[kind][slot] += n
+
     def claim(self, kind: int, entity: str) -> int:
-        """A pinned slot for an entity that is not here, all zero. The caller fills it or lets the scorer begin it."""
-        self._make_room(self.plan.kinds[kind].size)
-        sieve, slab = self.sieves[kind], self.slabs[kind]
-        if self._free[kind]:
-            slot = self._free[kind].pop()
-            slab.clear(slot)
-        else:
-            slot = sieve.grow()
-            assert slot < slab.capacity
-        self.indexes[kind].put(entity, slot)
-        sieve.insert(slot)
-        sieve.pins[slot] = 1
-        self.bytes_used += slab.kind.size
-        return slot
+        """`claim_many` for one."""
+        return self.claim_many(kind, (entity,)).item()
+
+    def claim_many(self, kind: int, entities: Sequence[str], profiles: Sequence[bytes] | None = None) -> npt.NDArray[np.int64]:
+        """Pinned slots, int64 (entities,), for distinct entities that are not here, with their profiles. Where there are none,
+        the slots are all zero: the caller fills them or lets the scorer begin them.
+        """
+        sieve, slab, free, n = self.sieves[kind], self.slabs[kind], self._free[kind], len(entities)
+        self._make_room(n * slab.kind.size)
+        used = free[-n:]
+        del free[-n:]
+        fresh = [sieve.grow() for _ in range(n - len(used))]
+        slots = np.array(used + fresh, dtype=np.int64)
+        assert not fresh or fresh[-1] < slab.capacity
+        if profiles is not None:
+            slab.put_many(slots, profiles)
+        elif used:
+            slab.clear(slots[: len(used)])
+        self.indexes[kind].put(entities, slots)
+        for slot in used + fresh:
+            sieve.insert(slot)
+            sieve.pins[slot] = 1
+        self.bytes_used += n * slab.kind.size
+        return slots
 
     def unpin(self, kind: int, slot: int) -> None:
         """Give back one pin; trim() brings the memory back under its bound afterwards."""
@@ -146,9 +162,9 @@ class L1:
 
     def shrink(self, bytes_max: int, n_max: int) -> int:
         """Evict at most `n_max` profiles while more than `bytes_max` are used; how many left. A step of a long farewell."""
-        n = 0
-        while n < n_max and self.bytes_used > bytes_max and self._evict_one():
-            n += 1
+        n = n_left = 0
+        while n < n_max and self.bytes_used > bytes_max and (n_left := self._evict(self.bytes_used - bytes_max, n_max - n)):
+            n += n_left
         return n
 
     def peek(self, kind: int, entity: str) -> bytes | None:
@@ -184,28 +200,27 @@ class L1:
 
     def _make_room(self, size: int) -> None:
         """Evict from the kind that holds the most bytes until `size` more fit, or until everything left is pinned."""
-        while self.bytes_used + size > self.bytes_max and self._evict_one():
+        while (excess := self.bytes_used + size - self.bytes_max) > 0 and self._evict(excess, EVICTED_MAX):
             pass
 
-    def _evict_one(self) -> bool:
-        """False if everything is pinned."""
+    def _evict(self, excess: int, n_max: int) -> int:
+        """As many profiles of one kind as hold `excess` bytes, at most `n_max`; how many. 0: everything is pinned."""
         n_bytes = [len(sieve) * kind.size for sieve, kind in zip(self.sieves, self.plan.kinds, strict=True)]
-        kind = n_bytes.index(max(n_bytes))
-        slot = self.sieves[kind].evict()
-        if slot == NONE:  # all of it is pinned: from any other
-            for kind in sorted(range(len(n_bytes)), key=n_bytes.__getitem__, reverse=True):
-                slot = self.sieves[kind].evict()
-                if slot != NONE:
-                    break
-            else:
-                return False
-        self._on_evict(kind, self.indexes[kind].remove(slot), slot)
+        for kind in sorted(range(len(n_bytes)), key=n_bytes.__getitem__, reverse=True):
+            size = self.plan.kinds[kind].size
+            evicted = self.sieves[kind].evict_many(min(-(-excess // size), n_max))
+            if evicted:
+                break
+        else:
+            return 0
+        slots = np.array(evicted, dtype=np.int64)
+        self._on_evict(kind, self.indexes[kind].remove(slots), slots)
         if self.on_leave is not None:
-            self.on_leave(kind, slot)
-        self._free[kind].append(slot)
-        self.bytes_used -= self.slabs[kind].kind.size
-        self.n_evicted[kind] += 1
-        return True
+            self.on_leave(kind, evicted)
+        self._free[kind] += evicted
+        self.bytes_used -= len(evicted) * size
+        self.n_evicted[kind] += len(evicted)
+        return len(evicted)
 
 
 def _nothing_to_settle() -> None:

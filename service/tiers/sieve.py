@@ -59,6 +59,16 @@ class Sieve:
             self._oldest = newer
         self._n_members -= 1
 
+    def evict_many(self, n: int) -> list[int]:
+        """`evict` up to n times: who left, fewer if the others are pinned."""
+        found: list[int] = []
+        while len(found) < n:
+            slot = self.evict()
+            if slot == NONE:
+                break
+            found.append(slot)
+        return found
+
     def evict(self) -> int:
         """Take out the member that may leave and return it, or -1 if all are pinned."""
         hand = self._hand

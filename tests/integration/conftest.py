@@ -154,7 +154,7 @@ class Running:
             in_ram = self.engine.l1.peek(numbers[kind], entity) or self.engine.write_behind.waiting(key)
             found[key] = in_ram
             for level in self.engine.levels:
-                if found[key] is None and level.state == ON and not level.lacks(key):
+                if found[key] is None and level.state == ON and not level.lacks([key]):
                     (found[key],) = await level.tier.fill([key])
         return found
 

@@ -15,14 +15,24 @@ import pytest
 from service.errors import TierUnavailable
 from service.tiers import l2
 from service.tiers.base import lsn_of
-from service.tiers.l2 import L2, Column, RocksStore, StoreLocked
+from service.tiers.l2 import (
+    L2,
+    NOW_KEYS_MAX,
+    NOW_PAUSE_S,
+    NOW_S_MAX,
+    NOW_SLOW_MAX,
+    NOW_STEP_KEYS,
+    Column,
+    RocksStore,
+    StoreLocked,
+)
 
 MakeProfile = Callable[..., bytes]
 
 CRASHING_WRITER = """
 import asyncio, os, signal, struct, sys
 from pathlib import Path
-from service.tiers.l2 import L2, Column, RocksStore
+from service.tiers.l2 import NOW_KEYS_MAX, NOW_PAUSE_S, NOW_S_MAX, NOW_SLOW_MAX, NOW_STEP_KEYS, L2, Column, RocksStore
 
 async def main():
     store = RocksStore(Path(sys.argv[1]), memtable_bytes=1 << 20)  # small: some memtables flush by themselves
@@ -151,6 +161,32 @@ async def test_l2_keys_chunks_give_every_key_once(store: RocksStore, make_profil
     await Column(store, "decisions").put_many({b"t-1": b"x"})
     found = [key async for chunk in tier.keys_chunks() for key in chunk]
     assert sorted(found) == sorted(keys | {b"ip:1"})
+
+
+async def test_l2_fill_now_reads_on_the_loop_while_reads_are_fast(
+    store: RocksStore, make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All at once; nothing of too many; of slow reads the first steps, and after two in a row nothing for a while."""
+    l2 = L2(store)
+    profile = make_profile(7)
+    await l2.put({b"card:%d" % n: profile for n in range(40)}, 7)
+    keys = [b"card:%d" % n for n in range(41)]
+    assert l2.fill_now(keys) == [profile] * 40 + [None]
+    assert l2.fill_now(keys * (1 + NOW_KEYS_MAX // len(keys))) == []
+    assert l2.fill_now([]) == []
+
+    def slow_get(family: str, wanted: list[bytes]) -> list[bytes | None]:
+        time.sleep(2 * NOW_S_MAX)
+        return get(family, wanted)
+
+    get = store.get
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "get", slow_get)
+        for _ in range(NOW_SLOW_MAX):
+            assert l2.fill_now(keys) == [profile] * NOW_STEP_KEYS
+    assert l2.fill_now(keys) == []
+    await asyncio.sleep(1.5 * NOW_PAUSE_S)
+    assert l2.fill_now(keys) == [profile] * 40 + [None]
 
 
 async def test_column_put_get_delete_round_trip(store: RocksStore) -> None:

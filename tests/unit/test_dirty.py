@@ -30,7 +30,7 @@ STEPS = st.lists(
 def l1_keys(n_cards: int) -> L1Keys:
     """Of an L1 that holds the cards 0, 1, ... in the slots of those numbers."""
     plan = compile_plan(load_spec("cards"))
-    l1 = L1(plan, n_cards * plan.kinds[0].size, 4, lambda kind, entity, slot: None)
+    l1 = L1(plan, n_cards * plan.kinds[0].size, 4, lambda kind, entities, slots: None)
     for number in range(n_cards):
         assert l1.claim(0, str(number)) == number
     return L1Keys(plan, l1)
@@ -118,7 +118,7 @@ def test_dirty_slots_and_keys_lose_no_change_and_no_first_lsn(steps: list[tuple]
                 by_slot.setdefault(slot, step[2])
         elif step[0] == "leave":
             key = key_of(step[1])
-            dirty.leave(0, step[1], key)
+            dirty.leave(0, np.array([step[1]]), [key])
             if step[1] in by_slot:
                 by_key[key] = min(by_slot.pop(step[1]), by_key.get(key, 1 << 62))
         elif step[0] == "take":
@@ -143,6 +143,8 @@ def test_dirty_slots_and_keys_lose_no_change_and_no_first_lsn(steps: list[tuple]
             lsns = [lsn for lsn in (by_key.get(key_of(number)), by_slot.get(number)) if lsn is not None]
             assert dirty.lsn_of(key_of(number)) == min(lsns, default=None)
             assert (key_of(number) in dirty) == bool(lsns)
+        asked = [key_of(number) for number in range(0, 25, 2)]
+        assert dirty.among(asked) == {key for key in asked if key in dirty}
         if everything:
             assert dirty.first_lsn() == min(everything)
 

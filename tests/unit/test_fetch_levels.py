@@ -65,7 +65,7 @@ class Bench:
 
     def __init__(self, plan: Plan, *levels: Level, bloom: MaybeSet | None = None) -> None:
         self.waiting = Waiting()
-        self.l1 = L1(plan, 1 << 20, 64, lambda kind, entity, slot: None)
+        self.l1 = L1(plan, 1 << 20, 64, lambda kind, entities, slots: None)
         self.fetcher = Fetcher(plan, self.l1, levels, bloom, self.waiting)
 
     async def find(self, *entities: str) -> list[tuple[str, list[str]]]:
@@ -138,12 +138,12 @@ async def test_find_does_not_believe_a_level_that_lacks_the_key(plan: Plan, prof
     """A level with an old copy is not asked for this key: neither its hit nor its miss counts."""
     lagging, bottom = DictTier("redis", {b"card:c1": profile}), DictTier("postgres", {b"card:c2": profile})
     level = Level(lagging, False)
-    level.lacks = lambda key: key == b"card:c1"
+    level.lacks = lambda keys: {b"card:c1"}.intersection(keys)
     bench = Bench(plan, level, Level(bottom, True))
     assert await bench.find("c1", "c2") == [(NEW, []), ("postgres", [])]
     assert lagging.calls == [[b"card:c2"]]
     alone = Level(DictTier("redis", {b"card:c1": profile}), False)
-    alone.lacks = lambda key: True
+    alone.lacks = lambda keys: keys
     assert await Bench(plan, alone).find("c1") == [(UNKNOWN, ["redis"])]
 
 
@@ -166,6 +166,52 @@ async def test_find_same_profile_twice_is_one_read(plan: Plan, profile: bytes) -
     bench = Bench(plan, Level(tier, True))
     assert await bench.find("c1", "c2", "c1") == [("postgres", []), (NEW, []), ("postgres", [])]
     assert tier.calls == [[b"card:c1", b"card:c2"]]
+
+
+class NearDictTier(DictTier):
+    """One that can be asked with no await, for `n_now` keys at a time."""
+
+    def __init__(self, profiles: Mapping[bytes, bytes], n_now: int) -> None:
+        super().__init__("l2", profiles)
+        self.n_now = n_now
+
+    def fill_now(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if self.error is not None:
+            raise self.error
+        return [self.profiles.get(key) for key in keys[: self.n_now]]
+
+
+@pytest.mark.parametrize("n_now", [0, 1, 2, 9])
+async def test_find_in_a_near_tier_awaits_only_what_it_does_not_read_at_once(plan: Plan, profile: bytes, n_now: int) -> None:
+    """The first keys have their slots with no await, found or new; the others are read as in any tier; all are counted once."""
+    tier = NearDictTier({b"card:c1": profile}, n_now)
+    level = Level(tier, True, is_local=True)
+    bench = Bench(plan, level)
+    below = bench.fetcher.find_below(CARD, ["c1", "c2"])
+    assert below.sources == ["l2", NEW][:n_now] + [""] * (2 - n_now)
+    assert [slot >= 0 for slot in below.slots] == [bool(source) for source in below.sources]
+    assert [miss.entity for _, miss in below.misses] == ["c1", "c2"][n_now:]
+    for _, miss in below.misses:
+        miss.waiters.append(lambda miss: bench.l1.pin_slot(CARD, miss.slot))
+    await asyncio.sleep(0)  # what is looked for is asked for in the next turn
+    await bench.fetcher.close()
+    assert tier.calls == ([[b"card:c1", b"card:c2"][n_now:]] if n_now < 2 else [])
+    assert bench.l1.peek(CARD, "c1") == profile
+    assert bench.l1.slot_of(CARD, "c2") >= 0
+    assert (level.n_lookups, level.n_hits) == (2, 1)
+
+
+async def test_find_in_a_near_tier_that_fails_or_lags_goes_on_as_in_any_other(plan: Plan, profile: bytes) -> None:
+    """What it lacks it is not asked for; an error makes it down, and the next level is asked."""
+    tier, bottom = NearDictTier({b"card:c1": profile}, 9), DictTier("postgres", {b"card:c2": profile})
+    level = Level(tier, True, is_local=True)
+    level.lacks = lambda keys: {b"card:c1"}.intersection(keys)
+    bench = Bench(plan, level, Level(bottom, True))
+    assert await bench.find("c1") == [(NEW, [])]
+    assert bottom.calls == [[b"card:c1"]]
+    tier.error = TierUnavailable("l2", "gone")
+    assert await bench.find("c2") == [("postgres", [])]
+    assert level.state == DOWN
 
 
 async def test_find_waiting_bytes_are_taken_not_copied(plan: Plan, profile: bytes) -> None:

@@ -416,7 +416,7 @@ def test_take_with_indexes_gives_the_slots(core: Core, plan: int, n_rows: int) -
             if row % 7 == 3 or (field == without and row % 2 == 0):
                 continue
             if row % 3:
-                indexes[kind].put(f"{field}-{row}", 2000 - row)
+                indexes[kind].put([f"{field}-{row}"], np.array([2000 - row]))
                 expected[row, kind] = 2000 - row
             else:
                 n_missing += 1

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from features.plan import Plan, compile_plan
@@ -28,9 +29,11 @@ class Evicted:
         self.l1: L1
         self.entities: list[tuple[int, str, bytes]] = []
 
-    def __call__(self, kind: int, entity: str, slot: int) -> None:
-        assert self.l1.slot_of(kind, entity) < 0
-        self.entities.append((kind, entity, self.l1.slabs[kind].get(slot)[:4]))
+    def __call__(self, kind: int, entities: list[str], slots: npt.NDArray[np.int64]) -> None:
+        assert all(self.l1.slot_of(kind, entity) < 0 for entity in entities)
+        self.entities += [
+            (kind, entity, self.l1.slabs[kind].get(slot)[:4]) for entity, slot in zip(entities, slots.tolist(), strict=True)
+        ]
 
 
 def make(plan: Plan, n_cards: int, pinned_max: int = 8) -> tuple[L1, Evicted]:
@@ -67,6 +70,24 @@ def test_claim_at_the_limit_evicts_only_past_it(plan: Plan) -> None:
     put(l1, CARD, "c3")
     assert evicted.entities == [(CARD, "c1", b"\x01c1!")]
     assert l1.find(CARD, "c1") == -1
+    assert l1.bytes_used == l1.bytes_max
+
+
+def test_claim_many_gives_used_and_fresh_slots_with_profiles_or_empty(plan: Plan) -> None:
+    """Distinct slots, one pin each; nothing is left of who was there before; the others leave together, told once a kind."""
+    l1, evicted = make(plan, 4)
+    size = plan.kinds[CARD].size
+    slots = l1.claim_many(CARD, ["a", "b", "c"], [bytes([n]) * size for n in (1, 2, 3)])
+    assert [l1.slabs[CARD].get(slot)[:2] for slot in slots.tolist()] == [b"\x01\x01", b"\x02\x02", b"\x03\x03"]
+    assert l1.indexes[CARD].find(["c", "b", "a"]).tolist() == slots[::-1].tolist()
+    l1.unpin_many(CARD, slots)
+    again = l1.claim_many(CARD, ["d", "e", "f"])
+    assert [entity for _, entity, _ in evicted.entities] == ["a", "b"]
+    assert len({*again.tolist(), *l1.indexes[CARD].find(["c"]).tolist()}) == 4
+    assert not any(any(l1.slabs[CARD].get(slot)) for slot in again.tolist())
+    assert [l1.sieves[CARD].pins[slot] for slot in again.tolist()] == [1, 1, 1]
+    l1.pin_slot(CARD, again[0].item(), 2)
+    assert l1.sieves[CARD].pins[again[0].item()] == 3
     assert l1.bytes_used == l1.bytes_max
 
 
@@ -153,7 +174,7 @@ def test_random_use_keeps_bound_index_and_bytes(plan: Plan) -> None:
 @pytest.mark.parametrize(("huge_pages", "flag"), [(True, "hg"), (False, "nh")])
 def test_huge_pages_are_asked_for_only_if_the_setting_says_so(plan: Plan, huge_pages: bool, flag: str) -> None:
     """The mapping under a slab carries the advice: hg for huge pages, nh for none."""
-    l1 = L1(plan, 64 << 20, 8, lambda kind, entity, slot: None, huge_pages)
+    l1 = L1(plan, 64 << 20, 8, lambda kind, entities, slots: None, huge_pages)
     address = l1.slabs[CARD].rows.ctypes.data
     mappings = Path("/proc/self/smaps").read_text(encoding="ascii", errors="replace").split("VmFlags:")
     found = [

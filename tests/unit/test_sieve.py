@@ -62,6 +62,17 @@ def test_insert_again_after_eviction_starts_without_a_bit() -> None:
     assert [sieve.evict(), sieve.evict()] == [1, slot]
 
 
+def test_evict_many_is_evict_as_often_as_anybody_may_leave() -> None:
+    """In the same order, and fewer where the others are pinned."""
+    sieve = make(5)
+    sieve.visited[0] = 1
+    sieve.pins[2] = 1
+    assert sieve.evict_many(0) == []
+    assert sieve.evict_many(2) == [1, 3]
+    assert sieve.evict_many(3) == [4, 0]
+    assert len(sieve) == 1
+
+
 def test_any_sequence_agrees_with_a_plain_list() -> None:
     """10,000 random steps: the same victims as an implementation over a list."""
     seed = int(os.environ.get("SEED", "3"))

@@ -131,28 +131,50 @@ func (x *Index) Put(id []byte, slot int) error {
 	return nil
 }
 
-// Remove takes out whoever has the slot and appends its id to dst. Errors wrap ErrEntry: nobody has it.
-func (x *Index) Remove(slot int, dst []byte) ([]byte, error) {
+// Remove takes out whoever has the slot. Errors wrap ErrEntry: nobody has it.
+func (x *Index) Remove(slot int) error {
 	id := x.id(slot)
 	if len(id) == 0 {
-		return dst, fmt.Errorf("%w: slot %d is empty", ErrEntry, slot)
+		return fmt.Errorf("%w: slot %d is empty", ErrEntry, slot)
 	}
 	at, ok := x.find(id, x.hash(id))
 	if !ok || slotOf(x.table[at]) != slot {
 		panic("an id without its entry")
 	}
-	dst = append(dst, id...)
 	x.close(at)
 	x.n--
 	if x.cells[slot][0] == isLong {
 		delete(x.long, slot)
 	}
 	x.cells[slot] = cell{}
-	return dst, nil
+	return nil
 }
 
-// IDSize is the number of bytes of the id in the slot, 0 if nobody has it.
-func (x *Index) IDSize(slot int) int { return len(x.id(slot)) }
+// PutMany puts len(slots) ids, each with a line feed after it. Errors wrap ErrEntry: another number of ids, and nothing is put, or one
+// that cannot be put; those before it stay.
+func (x *Index) PutMany(list []byte, slots []int64) error {
+	if n := bytes.Count(list, []byte{separator}); n != len(slots) || (n > 0 && list[len(list)-1] != separator) {
+		return fmt.Errorf("%w: %d ids, each with a line feed, for %d slots", ErrEntry, n, len(slots))
+	}
+	for _, slot := range slots {
+		end := bytes.IndexByte(list, separator)
+		if err := x.Put(list[:end], int(slot)); err != nil {
+			return err
+		}
+		list = list[end+1:]
+	}
+	return nil
+}
+
+// RemoveMany takes out whoever has these slots. Errors wrap ErrEntry; those before the slot that nobody has are gone.
+func (x *Index) RemoveMany(slots []int64) error {
+	for _, slot := range slots {
+		if err := x.Remove(int(slot)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // AppendIDs appends the ids that have these slots, a line feed after each; an empty one where nobody has it.
 func (x *Index) AppendIDs(dst []byte, slots []int64) []byte {

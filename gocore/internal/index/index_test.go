@@ -26,9 +26,8 @@ func TestIndex_AnyOrderOfCalls_LikeAMap(t *testing.T) {
 					slots[id], ids[slot] = slot, id
 				}
 			default:
-				got, err := x.Remove(slot, nil)
-				if string(got) != ids[slot] || (ids[slot] == "") != errors.Is(err, ErrEntry) {
-					t.Fatalf("remove %d: %q, %v, want %q", slot, got, err, ids[slot])
+				if err := x.Remove(slot); (ids[slot] == "") != errors.Is(err, ErrEntry) {
+					t.Fatalf("remove %d: %v, it had %q", slot, err, ids[slot])
 				}
 				delete(slots, ids[slot])
 				delete(ids, slot)
@@ -79,8 +78,32 @@ func TestPut_OddEntries_ErrEntry(t *testing.T) {
 	if err := x.Put(nil, 1); !errors.Is(err, ErrEntry) {
 		t.Errorf("an empty id: %v", err)
 	}
-	if _, err := x.Remove(7, nil); !errors.Is(err, ErrEntry) {
+	if err := x.Remove(7); !errors.Is(err, ErrEntry) {
 		t.Errorf("an empty slot: %v", err)
+	}
+}
+
+func TestPutMany_RemoveMany_UpToTheFirstThatCannotBe(t *testing.T) {
+	x := New()
+	if err := x.PutMany([]byte("a\nb\nc\n"), []int64{4, 0, 2}); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(x.AppendIDs(nil, []int64{0, 1, 2, 3, 4})); got != "b\n\nc\n\na\n" {
+		t.Errorf("%q", got)
+	}
+	for _, list := range []string{"d\n", "d\ne\nf\n", "d\n\ne", "d\ne"} {
+		if err := x.PutMany([]byte(list), []int64{5, 6}); !errors.Is(err, ErrEntry) || x.Find([]byte("d")) != -1 {
+			t.Errorf("another number of ids, %q: %v", list, err)
+		}
+	}
+	if err := x.PutMany([]byte("e\nb\nf\n"), []int64{7, 8, 9}); !errors.Is(err, ErrEntry) || x.Find([]byte("f")) != -1 {
+		t.Errorf("an id that is there: %v", err)
+	}
+	if err := x.RemoveMany([]int64{4, 1, 0}); !errors.Is(err, ErrEntry) || x.Find([]byte("a")) != -1 || x.Find([]byte("b")) != 0 {
+		t.Errorf("a slot that nobody has: %v", err)
+	}
+	if err := x.RemoveMany([]int64{0, 2}); err != nil || x.Find([]byte("b")) != -1 || x.Find([]byte("c")) != -1 {
+		t.Errorf("two slots: %v", err)
 	}
 }
 

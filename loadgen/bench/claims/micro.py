@@ -113,7 +113,7 @@ def _columns(plan: Plan, body: bytes, calls: int, repeats: int) -> tuple[float, 
     handle = core.load_plan(plan.to_bytes())
     indexes = [GoIndex(core) for _ in plan.kinds]
     for kind, index in zip(plan.kinds, indexes, strict=True):
-        index.put(TX[kind.id_field], 1)
+        index.put([TX[kind.id_field]], np.array([1]))
     intake = Intake(core, handle, MANY, len(plan.kinds), indexes)
     many = [body] * MANY
     if intake.take(many, JSON).left:
