@@ -7,6 +7,7 @@ has an old copy of. A partial profile is shipped nowhere: partials.py makes it w
 """
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, Sequence
 
@@ -208,7 +209,7 @@ class WriteBehind:
 
     async def _run(self, consumer: Consumer) -> None:
         while True:
-            n_written = 0
+            n_written, start = 0, time.monotonic()
             try:
                 async with consumer.turn:
                     if consumer.level.state == DOWN:
@@ -219,15 +220,17 @@ class WriteBehind:
                         n_written = await self._write(consumer)
             except Exception:  # a task's top loop: whatever it was, the next round tries again
                 log.exception("write-behind failed", level=consumer.level.name)
-            await asyncio.sleep(self._pause_s(consumer, n_written))
+            await asyncio.sleep(self._pause_s(consumer, n_written, time.monotonic() - start))
 
-    def _pause_s(self, consumer: Consumer, n_written: int) -> float:
-        hurried = n_written == self._batch_max and len(self._waiting) > self._profiles_max // 2
-        if hurried or (n_written and not consumer.is_live):
+    def _pause_s(self, consumer: Consumer, n_written: int, took_s: float) -> float:
+        if n_written and not consumer.is_live:
             return 0
-        if self._applied.is_recovering and n_written == self._batch_max:
-            return min(self._interval_s, RECOVERY_INTERVAL_S)
-        return self._interval_s
+        fullness = len(self._waiting) / self._profiles_max
+        if n_written < self._batch_max:
+            return self._interval_s
+        if self._applied.is_recovering:
+            return 0 if fullness > 1 / 2 else min(self._interval_s, RECOVERY_INTERVAL_S)
+        return min(self._interval_s, hurried_pause_s(fullness, took_s))
 
     def _see(self) -> None:
         """Hand what was touched since the last time to every consumer."""
@@ -429,6 +432,15 @@ class WriteBehind:
             self._plan, self._journal, position, complete if from_complete else None, self._profiles_max // 2 + 1
         )
         consumer.meet(position, portions, from_complete)
+
+
+def hurried_pause_s(fullness: float, took_s: float) -> float:
+    """Between two writes of a level: their share of the time rises from none, while half of what can wait does, to all.
+
+    Flat out from half on, what a burst had left took half of the loop from the requests that came after it.
+    """
+    share = min(2 * fullness - 1, 1)
+    return took_s * (1 - share) / share if share > 0 else math.inf
 
 
 def _is_written(level: Level) -> bool:

@@ -287,20 +287,30 @@ class L2:
 
     async def put(self, profiles: Mapping[bytes, bytes], position: int) -> None:
         """See Tier. Visible at once; durable, with `position`, after `flush`."""
-        for part in slices(profiles.items(), SLICE_KEYS, SLICE_BYTES):
-            keys = [key for key, _ in part]
+        items = list(profiles.items())
+        for start in range(0, len(items), FILL_KEYS):
+            some = items[start : start + FILL_KEYS]
             n_writes = self._n_writes
-            stored = await self._store.get_many("profiles", keys)
-            for _ in range(STALL_RETRIES_MAX):
-                if n_writes != self._n_writes:  # somebody wrote meanwhile: compare with what is there at this moment
-                    n_writes = self._n_writes
-                    stored = self._store.get("profiles", keys)
-                if self._write_newer(part, stored):
-                    break
-                await asyncio.sleep(STALL_WAIT_S)
-            else:
-                raise stalled()
+            stored = await self._store.get_many("profiles", [key for key, _ in some])
+            at = 0
+            for part in slices(some, SLICE_KEYS, SLICE_BYTES):
+                n_writes = await self._put_part(part, stored[at : at + len(part)], n_writes)
+                at += len(part)
+                await asyncio.sleep(0)
         self._put_position = max(self._put_position, position)
+
+    async def _put_part(self, part: Sequence[tuple[bytes, bytes]], stored: Sequence[bytes | None], n_writes: int) -> int:
+        """Write what is newer than `stored`, read when _n_writes was `n_writes`. Returns that with our own writes."""
+        n_others = self._n_writes - n_writes
+        for _ in range(STALL_RETRIES_MAX):
+            if n_others:  # somebody wrote meanwhile: compare with what is there at this moment
+                stored = self._store.get("profiles", [key for key, _ in part])
+            n_before = self._n_writes
+            if self._write_newer(part, stored):
+                return self._n_writes - n_others
+            await asyncio.sleep(STALL_WAIT_S)
+            n_others += self._n_writes - n_before
+        raise stalled()
 
     async def bury(self, tombstones: Mapping[bytes, int]) -> None:
         """See Graveyard. Nothing is awaited between the look and the delete."""
