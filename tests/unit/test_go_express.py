@@ -49,8 +49,7 @@ class Rig:
         self.indexes = [GoIndex(core) for _ in PLAN.kinds]
         for index, ids in zip(self.indexes, ([f"c{n}" for n in range(CARDS)], ["m0", "m1", "m2"],
                                              [f"d{n}" for n in range(CARDS)], ["203.0.113.7"]), strict=True):  # fmt: skip
-            for slot, name in enumerate(ids):
-                index.put(name, slot)
+            index.put(ids, np.arange(len(ids)))
         self.slabs = [Slab(kind, CARDS) for kind in PLAN.kinds]
         self.arena = Arena(PLAN, self.slabs, rows_max)
         self.scorer = GoScorer(PLAN, ARTIFACTS / PLAN.spec_name / MODEL_FILE)
