@@ -13,6 +13,7 @@ import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from service.__main__ import build_app
 from service.openapi import document
@@ -28,17 +29,23 @@ LOADS = re.compile(
 )
 CSS_LOADS = re.compile(r"""(?:url\(\s*["']?|@import\s+["'])(?:https?:)?//[^"')\s]+""", re.IGNORECASE)
 CANONICAL = re.compile(r"<link\b[^>]*\brel=[\"']?(?:canonical|prev|next|alternate)\b[^>]*>", re.IGNORECASE)
+TWO_SCHEMES = re.compile(r"""(<img\b[^>]*\ssrc="[^"]+)-(?:light|dark)\.png("[^>]*>)""")
 # The theme's script gets these only for diagrams and for a link to a repository; neither may be on a page.
 ASKS_FOR_MORE = re.compile(r"""class=["'][^"']*\bmermaid\b|data-md-component=["']?source\b""")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add results and decisions to the navigation."""
+    """Add results, by the first words of their titles, and decisions to the navigation."""
     docs, nav = Path(config.docs_dir), list(config.nav or [])
-    for name, folder in (("Results", "results"), ("Decisions", "adr")):
-        nav.append({name: [f"{folder}/{path.name}" for path in sorted((docs / folder).glob("*.md"))]})
+    results = sorted((docs / "results").glob("*.md"))
+    nav.append({"Results": [{_title(path).partition(":")[0]: f"results/{path.name}"} for path in results]})
+    nav.append({"Decisions": [f"adr/{path.name}" for path in sorted((docs / "adr").glob("*.md"))]})
     config.nav = nav
     return config
+
+
+def _title(path: Path) -> str:
+    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -47,9 +54,18 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the routes where a page asks for them."""
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Put the routes where a page asks for them; a page that stands alone has no neighbours to list beside it."""
+    if page.parent is None:
+        page.meta["hide"] = ["navigation"]
+    if page.file.src_uri.startswith("adr/"):
+        page.meta["search"] = {"boost": 0.5}  # who searches for a word wants to know what is, before why
     return markdown.replace(ROUTES_MARK, openapi_calls(document())) if ROUTES_MARK in markdown else markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """A picture of the console comes in both schemes, the reader's own is shown (the theme's #only-light and #only-dark)."""
+    return TWO_SCHEMES.sub(r"\1-light.png#only-light\2\1-dark.png#only-dark\2", html)
 
 
 def on_post_build(config: MkDocsConfig) -> None:

@@ -95,3 +95,12 @@ def test_calls_of_an_openapi_document_are_told(hooks: ModuleType) -> None:
         "| `id` | string (of 1 to 128) | required |", "| `mcc` | integer (from 0) or null |",
     ):  # fmt: skip
         assert part in text
+
+
+def test_picture_comes_in_both_schemes(hooks: ModuleType) -> None:
+    """Each shown in its own scheme only, with the same description; any other picture stays as it is."""
+    html = '<p><img alt="Tiers" src="../img/tiers-wide-dark.png" /></p><img src="plot.png">'
+    assert hooks.on_page_content(html) == (
+        '<p><img alt="Tiers" src="../img/tiers-wide-light.png#only-light" />'
+        '<img alt="Tiers" src="../img/tiers-wide-dark.png#only-dark" /></p><img src="plot.png">'
+    )
