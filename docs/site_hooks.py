@@ -136,6 +136,7 @@ def _call(method: str, path: str, operation: dict[str, Any]) -> str:
     parameters = [
         f"| `{p['name']}` | {p['in']}{'' if p.get('required') else ', optional'} | {_cell(p.get('description', ''))} |"
         for p in operation.get("parameters", [])
+        if "$ref" not in p  # those of all calls, which the page tells once
     ]
     if parameters:
         parts.append("\n" + "\n".join(["| parameter | where | |", "|---|---|---|", *parameters]))

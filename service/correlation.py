@@ -11,7 +11,8 @@ REQUEST_ID: Final = "X-Request-Id"
 TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 
-_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+REQUEST_ID_FORM: Final = "[A-Za-z0-9._:/+=@-]{1,128}"
+_REQUEST_ID: Final = re.compile(REQUEST_ID_FORM)
 _TRACEPARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 _DIGITS: Final = re.compile(r"[0-9](?:[._:/+=@-]?[0-9]){12,}")
 CARD_DIGITS: Final = range(13, 20)  # that a card number has

@@ -15,6 +15,7 @@ import msgspec
 from features.plan import Plan
 from features.transaction import CHANNELS, ID_LENGTH_MAX, TS_SECONDS_MAX
 from service.auth import Role
+from service.correlation import REQUEST_ID, REQUEST_ID_FORM, TRACEPARENT, TRACESTATE
 from service.errors import PROBLEM_CONTENT_TYPE, Problem
 from service.lists import LIST_NAMES
 from service.openapi_calls import CALLS, Call, ErrorRow, Query
@@ -41,6 +42,26 @@ _MEANINGS: Final = {
 _RETRIED: Final = frozenset({429, 503})
 _READS_BODY: Final = (400, 408, 413, 415)
 _KEYED: Final = (401, 403, 429, 503)
+_BEFORE_TRACES: Final = (401, 403)  # nobody without a key makes traces
+_PARAMETER: Final = "#/components/parameters/{name}"
+_HEADER: Final = "#/components/headers/{name}"
+_GIVEN_ID: Final = {"type": "string", "pattern": f"^{REQUEST_ID_FORM}$"}
+_CONTEXT: Final = {"type": "string", "pattern": "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"}
+_PARAMETERS: Final[dict[str, dict[str, Any]]] = {
+    REQUEST_ID: {
+        "description": "Names the request in the reply, in a problem and in the log. One of another form is ignored.",
+        "schema": _GIVEN_ID,
+    },
+    TRACEPARENT: {
+        "description": "W3C trace context: the caller's span; it decides whether this request is traced, where traces are on.",
+        "schema": _CONTEXT,
+    },
+    TRACESTATE: {"description": "Of the same, handed on.", "schema": {"type": "string"}},
+}
+_HEADERS: Final[dict[str, dict[str, Any]]] = {
+    REQUEST_ID: {"description": "What the request brought, if it was taken.", "schema": _GIVEN_ID},
+    TRACEPARENT: {"description": "The request's own span, if it is traced.", "schema": _CONTEXT},
+}
 
 
 class InferenceProblem(Problem, omit_defaults=True):
@@ -77,6 +98,10 @@ def document(
                 "key": {"type": "http", "scheme": "bearer", "description": "An API key: weir keys add --role ROLE --name NAME"},
                 "session": {"type": "apiKey", "in": "cookie", "name": "weir_session", "description": "Of the console."},
             },
+            "parameters": {
+                name: {"name": name, "in": "header", "required": False} | told for name, told in _PARAMETERS.items()
+            },
+            "headers": _HEADERS,
             "schemas": _plain(components),
         },
     }
@@ -121,8 +146,9 @@ def _operation(method: str, path: str, call: Call, known: Mapping[Any, dict[str,
             operation["security"] = [{"key": []}, {"session": []}]
     parameters = [_path_parameter(name, kinds) for name in re.findall(r"{(\w+)}", path)]
     parameters += [_query_parameter(query) for query in call.queries]
-    if parameters:
-        operation["parameters"] = parameters
+    # Without a key nothing is traced, but everything that has an id gives it back.
+    brought = [REQUEST_ID] if call.need is None else list(_PARAMETERS)
+    operation["parameters"] = parameters + [{"$ref": _PARAMETER.format(name=name)} for name in brought]
     if call.body is not None:
         schema = _plain(known[call.body])
         content = {kind: {"schema": schema} for kind in call.body_types}
@@ -149,6 +175,11 @@ def _responses(path: str, call: Call, known: Mapping[Any, dict[str, Any]]) -> di
         if status in _RETRIED:
             reply["headers"] = {"Retry-After": {"schema": {"type": "string", "pattern": "^[0-9]+$"}, "description": "Seconds."}}
         responses[str(status)] = reply
+    for code, reply in responses.items():
+        # A stream's head is sent before there is a span.
+        given = [REQUEST_ID] if call.need is None or (call.streams and int(code) < 400) else list(_HEADERS)
+        given = [REQUEST_ID] if int(code) in _BEFORE_TRACES else given
+        reply["headers"] = reply.get("headers", {}) | {name: {"$ref": _HEADER.format(name=name)} for name in given}
     return responses
 
 

@@ -211,7 +211,8 @@ class Query(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One method of one path. `need`: the least role, None for open. `refuses`: statuses that do not follow from it.
 
-    `rows`: the reply is one `reply` or ErrorRow per row of the body; "array": all in a JSON array.
+    `rows`: the reply is one `reply` or ErrorRow per row of the body; "array": all in a JSON array. `streams`: its head is
+    sent before the work is done.
     """
 
     tag: str
@@ -228,6 +229,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     reply_types: tuple[str, ...] = (JSON,)
     other_reply_types: tuple[str, ...] = ()
     refuses: tuple[int, ...] = ()
+    streams: bool = False
 
 
 def _flag(name: str, default: bool, about: str) -> Query:
@@ -261,7 +263,7 @@ def _scoring() -> dict[tuple[str, str], Call]:
         ("POST", "/v1/score/stream"): Call(
             tag="scoring", summary="Score an endless stream", need=_INGEST, body=Transaction, body_types=(_NDJSON,),
             other_body_types=(_MSGPACK,), queries=_FLAGS, reply=DecisionReply, rows="lines", reply_types=(_NDJSON,),
-            other_reply_types=(_MSGPACK,), refuses=(422,),
+            other_reply_types=(_MSGPACK,), refuses=(422,), streams=True,
             about="One transaction a line in, one reply a line out, in order; what ends it early is in the last reply.",
         ),
         ("POST", "/v1/labels"): Call(
@@ -318,7 +320,7 @@ def _analysts() -> dict[tuple[str, str], Call]:
             refuses=(422,),
         ),
         ("GET", "/v1/events"): Call(
-            tag="operation", summary="The live feed", need=_ANALYST, reply_types=("text/event-stream",),
+            tag="operation", summary="The live feed", need=_ANALYST, reply_types=("text/event-stream",), streams=True,
             about="Server-sent events `stats`, `decisions`, `lost`, `end`. It does not end by itself.",
         ),
         ("POST", "/v1/compare"): Call(

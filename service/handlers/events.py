@@ -10,7 +10,7 @@ from aiohttp import web
 
 from service.auth import Role
 from service.errors import WeirError
-from service.handlers.exchange import Front, Route
+from service.handlers.exchange import REPLY_HEADERS, Front, Route
 
 WRITE_DEADLINE_S: Final = 20.0  # for a client that does not read
 _HEADERS: Final = {
@@ -24,7 +24,7 @@ def routes(front: Front) -> list[Route]:
     """The routes of this resource."""
 
     async def follow(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers=_HEADERS)
+        response = web.StreamResponse(headers={**_HEADERS, **request.get(REPLY_HEADERS, {})})
         if request.method == "HEAD":
             await response.prepare(request)
             return response

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from service.auth import KEY_FILE, KeyRing
+from service.correlation import REQUEST_ID, TRACEPARENT, TRACESTATE
 from service.handlers.router import build_web_app
 from service.metrics import Metrics
 from service.openapi import document
@@ -36,6 +37,9 @@ CHECKS = (
     "response_headers_conformance",
 )
 TX = {"event_id": "api-1", "ts": 1750000000000, "amount": 1299, "currency": "EUR", "card_id": "c1", "merchant_id": "m1"}
+SAMPLED = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+STREAMS = ("/v1/score/stream", "/v1/events")
+ORDINARY = {"content-type", "content-length", "date", "server"}  # of any HTTP server
 # Real calls whose replies are read as the documented types: path, query or id, body.
 REAL: list[tuple[str, str, str, Any]] = [
     ("POST", "/v1/score", "/v1/score?explain=1&trace=1", TX),
@@ -86,10 +90,27 @@ def test_document_is_complete_and_says_what_bodies_are() -> None:
     assert tx["additionalProperties"] is False
 
 
+def test_every_call_takes_and_gives_what_correlates_it() -> None:
+    """A request id in any call and reply; a trace context where there is a key, given back where the head waits for it."""
+    for path, methods in document()["paths"].items():
+        for method, operation in methods.items():
+            taken = {p["$ref"].rpartition("/")[2] for p in operation["parameters"] if "$ref" in p}
+            is_open, is_stream = operation.get("security") == [], path in STREAMS
+            assert taken == ({REQUEST_ID} if is_open else {REQUEST_ID, TRACEPARENT, TRACESTATE}), (method, path)
+            for status, reply in operation["responses"].items():
+                traced = not is_open and status not in ("401", "403") and not (is_stream and status < "4")
+                assert set(reply["headers"]) - {"Retry-After"} == {REQUEST_ID} | ({TRACEPARENT} if traced else set()), path
+
+
 @pytest.mark.parametrize(("method", "path", "url", "body"), REAL, ids=lambda part: part if isinstance(part, str) else "")
 def test_real_reply_has_the_documented_members(weir: "Weir", method: str, path: str, url: str, body: Any) -> None:
     """What a call answers on real data can be read as the type in the document."""
-    reply = weir.call(method, url, None if body is None else json.dumps(body).encode())
+    reply = weir.call(
+        method, url, None if body is None else json.dumps(body).encode(), {REQUEST_ID: "api/7", TRACEPARENT: SAMPLED}
+    )
+    assert reply.headers[REQUEST_ID.lower()] == "api/7"
+    documented = document()["paths"][path][method.lower()]["responses"][str(reply.status)]["headers"]
+    assert set(reply.headers) - ORDINARY <= {name.lower() for name in documented}
     assert reply.status in CALLS[method, path].statuses, reply
     msgspec.json.decode(reply.body, type=CALLS[method, path].reply)
 
