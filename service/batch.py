@@ -3,6 +3,7 @@
 A batch fills the arena and ends in one of two ways: concluded, or taken back.
 """
 
+import asyncio
 import os
 import select
 import time
@@ -113,6 +114,13 @@ class Aside:
         select.select([self._fd], [], [])
         os.eventfd_read(self._fd)
         scorer.collect(self._arena)
+
+    def close(self) -> None:
+        """Give the eventfd back, unless the core still has it to signal; a later start takes a new one."""
+        if self._fd >= 0 and self.scorer is None:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
 
     def _signalled(self) -> None:
         if self.scorer is not None:  # else somebody could not wait and has ended it

@@ -163,6 +163,7 @@ class Pipeline:
             await asyncio.sleep(0.005)
         if self.n_waiting:
             log.error("transactions were left without an answer", rows=self.n_waiting)
+        self._aside.close()
 
     def use(self, scorer: Scorer, model_name: str, policy: Policy, explainer: Explainer | None) -> None:
         """Score with another model from the next batch on; one under way ends with the model that it began with."""

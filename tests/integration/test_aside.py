@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,19 @@ async def test_large_batch_is_scored_aside_and_small_one_is_not(start_go: Start,
     await running.send(stream[ASIDE_ROWS - 1 : 2 * ASIDE_ROWS - 1], batch=ASIDE_ROWS)
     assert handed == [ASIDE_ROWS]
     assert len((await running.assert_true()).lsns) == 2 * ASIDE_ROWS - 1
+
+
+async def test_drained_pipeline_gives_its_eventfd_back_and_takes_a_new_one(start_go: Start, stream: list[Transaction]) -> None:
+    """A stopped service leaves no open file; one that goes on after a drain scores aside as before."""
+    running = await start_go(*QUIET)
+    for part in (stream[:ASIDE_ROWS], stream[ASIDE_ROWS : 2 * ASIDE_ROWS]):
+        await running.send(part, batch=ASIDE_ROWS)
+        number = running.engine.pipeline._aside._fd
+        assert os.readlink(f"/proc/self/fd/{number}") == "anon_inode:[eventfd]"
+        await running.engine.pipeline.drain(5)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(number)
+    assert len((await running.assert_true()).lsns) == 2 * ASIDE_ROWS
 
 
 @pytest.mark.parametrize("who", ["peek", "label", "list", "erase", "small request"])
