@@ -214,7 +214,7 @@ class OtelSettings(Section, frozen=True):
 
     endpoint: Annotated[str, Meta(pattern=r"^https?://")] | None = None  # OTLP/HTTP, such as http://127.0.0.1:4318/v1/traces
     share: Probability = 0.01  # of requests that are traced if they bring no traceparent, which decides otherwise
-    traces_per_s_max: Annotated[int, Meta(ge=1, le=100_000)] = 50  # whatever the share and the callers want; 0.2 ms each
+    traces_per_s_max: Annotated[int, Meta(ge=1, le=100_000)] = 50  # whatever the share and the callers want; 0.2 ms of CPU each
     queue_spans_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 8_192  # that wait to be sent; beyond it they are dropped
     service_name: Annotated[str, Meta(min_length=1)] = "weir"  # the resource attribute service.name
 

@@ -26,7 +26,7 @@ from service.trace import ABSENT, last_seen, trace
 
 APPROVED_MAX: Final = 24  # rows between two takes; what passes beyond them is counted, not shown
 OTHERS_MAX: Final = 48  # the same for decisions that are no plain approvals
-TRACES_MAX: Final = 5_000  # traces that are remembered: 6 MiB; with lists of numbers in place of bytes 20
+TRACES_MAX: Final = 5_000  # traces that are remembered: 6 MiB; with numbers as objects 13
 FEW_ROWS: Final = 4  # up to here a row at a time is faster than NumPy's indexing
 
 log = structlog.get_logger(__name__)
