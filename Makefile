@@ -152,7 +152,8 @@ docs-test: setup go  ## run every command of the documentation that can be run (
 
 soak: setup go  ## load with toggles, outages, kills and swaps for MINUTES (30); fails on an error without a cause, a wrong count, growth
 	@mkdir -p $(DATA)/bench
-	$(BIN)/weir bench soak --minutes $(MINUTES) --json $(DATA)/bench/soak.json --html $(DATA)/bench/soak.html
+	$(BIN)/weir bench soak --minutes $(MINUTES) --json $(DATA)/bench/soak.json --html $(DATA)/bench/soak.html \
+		--markdown $(DATA)/bench/soak.md
 
 clean:  ## remove what the commands above have made, the virtual environment included
 	rm -rf $(VENV) $(DATA) gocore/build site demo-data demo-report.html .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,7 +11,7 @@ _HEAD: Final = """\
 
 `GET /metrics` is open, like the health routes: it holds counts, no ids and no amounts. The hot path counts in plain numbers; a
 scrape reads them, a millisecond of the event loop at a time, so that no request waits for it. What that costs is what
-`weir bench price --arms "no metrics"` measures.
+`weir bench price --flip metrics` measures.
 
 A histogram NAME has the series `NAME_bucket` (with the label `le`), `NAME_sum` and `NAME_count`; times are seconds. A family
 whose labels are not known before something happens has no series until then: write `or vector(0)` where that matters.

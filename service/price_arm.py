@@ -1,6 +1,6 @@
 """The launcher behind `weir bench price`: the service with parts of its promise taken out, or with their cost timed.
 
-    python -m service.price_arm --without journal,index | --timed   and then the options of `weir serve`
+    python -m service.price_arm --without journal,index | --timed | --flip metrics   and then the options of `weir serve`
 
 It breaks the promise that `weir serve` gives, so nothing else starts it: no setting, no option and no command of `weir` leads
 here, and it takes an empty data directory only (API keys aside). What it replaces goes through `_replace`, which fails
@@ -8,6 +8,7 @@ on a name that is gone: an arm that quietly kept its journal would measure nothi
 
 `--timed` takes nothing out. It adds up the CPU time of the thread in every part and, on SIGUSR1, writes the sums to
 DATA_DIR/price.json (see Sums). A reading of that clock is a system call; its own cost is measured at the start and taken off.
+`--flip`: see service/price_flip.py.
 """
 
 import argparse
@@ -29,24 +30,22 @@ from service.admission import Admission
 from service.decisions import Decisions, StoredDecision
 from service.engine import Engine
 from service.errors import StartError
-from service.fastlane import FastLane
 from service.gauges import watch_engine
 from service.journal import Block, Journal
 from service.journal_sync import Syncer
 from service.ledger_feed import LedgerFeed
 from service.logs import configure_logs
-from service.metrics import Histogram, Metrics
+from service.metrics import Metrics
 from service.pieces import Pieces
+from service.price_flip import FLIPS, Switch, install, listen
 from service.row_codec import ReferenceCodec
 from service.row_codec_go import GoCodec
-from service.score_calls import TYPES
 from service.settings import Settings, load_settings
-from service.tally import BatchTally
 from service.tiers.l2 import RocksStore
 
 log = structlog.get_logger(__name__)
 
-PARTS = ("journal", "index", "ledger", "metrics")
+PARTS = ("journal", "index", "ledger")
 SUMS_FILE = "price.json"
 CALIBRATION_CALLS = 20_000
 
@@ -143,36 +142,10 @@ def take_out(parts: Sequence[str]) -> None:
         _replace(app, "RotatingMaybeSet", _no_filter)
     if "ledger" in parts:
         _replace(app, "LedgerFeed", NoLedgerFeed)
-    if "metrics" in parts:
-        _replace(Histogram, "observe", _count_nothing)
-        _replace(BatchTally, "note", _count_nothing)
-        _replace(FastLane, "reply", _reply_uncounted)
-        _replace(app, "watch_loop", _watch_nothing)
 
 
 def _no_filter(*arguments: Any, **named: Any) -> None:
     """Nobody remembers event ids."""
-
-
-def _count_nothing(self: object, value: object) -> None:
-    """In the place of what counts."""
-
-
-def _reply_uncounted(lane: FastLane, body: bytes, form: int, started: float, more: bytes = b"") -> bytes:
-    """FastLane.reply without its counts."""
-    lane.now = now = time.perf_counter()
-    rest = lane._rest if now < lane._rest_until else lane._end_of_head()
-    return b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n%bContent-Length: %d%b%b" % (
-        TYPES[form].encode(),
-        more,
-        len(body),
-        rest,
-        body,
-    )
-
-
-async def _watch_nothing(lag: Histogram) -> None:
-    """In the place of what probes the loop."""
 
 
 def time_parts(settings: Settings) -> None:
@@ -212,6 +185,16 @@ def time_parts(settings: Settings) -> None:
     _replace(app, "watch_engine", watch_and_sum)
 
 
+def flip_at_signals(switch: Switch) -> None:
+    """Once the loop runs."""
+
+    def watch_and_listen(metrics: Metrics, engine: Engine) -> None:
+        watch_engine(metrics, engine)
+        listen(switch)
+
+    _replace(app, "watch_engine", watch_and_listen)
+
+
 def check_empty(data_dir: Path) -> None:
     """Raise StartError if somebody's data may be here."""
     names = (path.name for path in data_dir.iterdir() if path.stem not in ("keys", "audit")) if data_dir.is_dir() else ()
@@ -225,6 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service.price_arm", description=__doc__, allow_abbrev=False)
     parser.add_argument("--without", default="", metavar=",".join(PARTS), help="parts of the promise to take out")
     parser.add_argument("--timed", action="store_true", help="take nothing out; add up what each part costs")
+    parser.add_argument("--flip", choices=FLIPS, help="take nothing out; SIGUSR1 and SIGUSR2 turn this on and off")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting; repeatable")
     given = parser.parse_args(arguments)
@@ -238,6 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         take_out(parts)
         if given.timed:
             time_parts(settings)
+        if given.flip:
+            flip_at_signals(install(given.flip))
         if parts:
             log.warning("this process breaks its promise: for measurements only", without=parts)
         app.run(settings)

@@ -23,6 +23,7 @@ HtmlOut = Annotated[Path | None, typer.Option("--html", help="Write the result a
 SettingsIn = Annotated[list[str] | None, typer.Option("--set", help="Setting of the service, key=value; repeatable.")]
 WorkDir = Annotated[Path | None, typer.Option(help="Where data directories are made; by default with temporary files.")]
 Quick = Annotated[bool, typer.Option("--quick", help="A smoke run of seconds; its numbers mean little.")]
+MarkdownOut = Annotated[Path | None, typer.Option("--markdown", help="Write the result as a page for docs/results.")]
 
 
 @contextlib.contextmanager

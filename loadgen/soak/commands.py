@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 import uvloop
 
+from loadgen.bench.markdown import markdown_page
+from loadgen.bench.outputs import check_outputs
 from loadgen.bench.terminal import (
     HtmlOut,
     JsonOut,
+    MarkdownOut,
     SettingsIn,
     WorkDir,
     one_line_errors,
@@ -47,9 +50,11 @@ def soak(
     settings: SettingsIn = None,
     json_out: JsonOut = None,
     html_out: HtmlOut = None,
+    markdown_out: MarkdownOut = None,
 ) -> None:
     """A long run under load with outages, toggles, swaps, kills: no unexplained error, exact counts, flat memory."""
     with one_line_errors("soak"):
+        check_outputs(json=json_out, html=html_out, markdown=markdown_out)
         options = SoakOptions(
             minutes=0.5 if quick else minutes,
             rate=min(rate, 60.0) if quick else rate,
@@ -70,6 +75,8 @@ def soak(
             typer.echo(line)
         print_caveats(result.caveats)
         write(result, json_out, html_out, _page(result))
+        if markdown_out is not None:
+            markdown_out.write_text(soak_markdown(result), encoding="utf-8")
     if not result.ok:
         raise typer.Exit(1)
 
@@ -136,6 +143,26 @@ def _interval(slope: Slope) -> str:
     return f"{slope.per_hour:.1f} ({slope.low:.1f} to {slope.high:.1f})"
 
 
+def soak_markdown(result: SoakResult) -> str:
+    """The result as a page for docs/results, what did not hold first."""
+    options = result.options
+    wrong: list[Table] = [("What did not hold", ("what",), [(line,) for line in _wrong(result)])]
+    memory = f"{result.verdict}, {_interval(result.pooled)} MiB an hour"
+    lead = (
+        f"{_lead(result)} A restart each {options.life_s:g} s, a fault each {options.rest_s:g} s after the last has healed."
+        f" It {'held' if result.ok else 'did not hold'}: {len(result.unexplained)} errors without a cause, memory {memory}"
+        f" (95 %, goal at most {options.slope_max:g})."
+    )
+    command = f"weir bench soak --minutes {options.minutes:g} --rate {options.rate:g} --seed {options.seed}"
+    command += "".join(f" --set {setting}" for setting in options.settings)
+    found = [*(wrong if wrong[0][2] else []), *tables(result)]
+    return markdown_page("Soak", lead, command, result.created, result.machine, found, result.caveats)
+
+
+def _lead(result: SoakResult) -> str:
+    return f"{result.options.rate:g} transactions a second for {result.options.minutes:g} minutes, {result.created}."
+
+
 def _page(result: SoakResult) -> str:
     facts = [
         ("result", "held" if result.ok else "did not hold"),
@@ -161,6 +188,5 @@ def _page(result: SoakResult) -> str:
     }
     wrong: list[Sequence[Cell]] = [(line,) for line in _wrong(result)]
     extra: list[Table] = [("What did not hold", ("what",), wrong)] if wrong else []
-    lead = f"{result.options.rate:g} transactions a second for {result.options.minutes:g} minutes, {result.created}."
-    return page("Weir bench soak", lead, facts, [("Resident memory", "faults are shaded, restarts darker", figure)],
+    return page("Weir bench soak", _lead(result), facts, [("Resident memory", "faults are shaded, restarts darker", figure)],
                 [*extra, *tables(result), machine_table(result.machine)], result.caveats)  # fmt: skip

@@ -12,6 +12,8 @@ import pytest
 from features.transaction import Transaction
 from loadgen.bench.children import BenchError, Child, add_key, start_weir
 from loadgen.bench.payloads import Payloads
+from loadgen.bench.price.flip_result import FlipResult
+from loadgen.bench.price.flip_run import OFF, ON
 from loadgen.bench.price.result import CONTROL, DEFAULT_ARMS, NEITHER, SERVE, TIMED, PriceResult
 from loadgen.bench.touch import touch_cards
 from loadgen.sender import Client, Target
@@ -121,21 +123,42 @@ async def test_launcher_without_journal_and_index_breaks_it(tmp_path: Path) -> N
         start_weir(tmp_path / "neither", tmp_path)
 
 
-async def test_launcher_without_metrics_answers_and_counts_nothing(tmp_path: Path) -> None:
-    """Replies are those of the service; /metrics has neither the requests nor the batch."""
-    child, target = _launch(tmp_path, "uncounted", "--without", "metrics")
+async def test_metrics_are_switched_in_a_running_service(tmp_path: Path) -> None:
+    """Replies stay the same, byte by byte but for the date; /metrics has what was counted while the switch was on, no more."""
+    child, target = _launch(tmp_path, "flipped", "--flip", "metrics")
     try:
-        first, second = await _score_twice(target)
-        text = await asyncio.to_thread(_read, f"{child.url}/metrics")
+        counted = await _score_twice(target)
+        before = await asyncio.to_thread(_read, f"{child.url}/metrics")
+        child.signal(OFF)
+        await asyncio.sleep(0.2)
+        uncounted = await _score_twice(target)
+        after = await asyncio.to_thread(_read, f"{child.url}/metrics")
+        child.signal(ON)
+        await asyncio.sleep(0.2)
+        await _score_twice(target)
+        again = await asyncio.to_thread(_read, f"{child.url}/metrics")
     finally:
         child.stop()
-    assert b'"replayed":false' in first
-    assert b'"replayed":true' in second
-    assert 'weir_request_seconds_count{route="score"} 0.0' in text
-    assert 'weir_requests_total{route="score"' not in text
-    assert 'weir_tx_scored_total{scorer="onnx"} 0.0' in text
-    assert "weir_batch_rows_count 0.0" in text
-    assert "weir_loop_lag_seconds_count 0.0" in text or "weir_loop_lag_seconds_count" not in text
+    assert counted[1] == uncounted[0] == uncounted[1]
+    for text, n in ((before, 2), (after, 2), (again, 4)):
+        assert f'weir_request_seconds_count{{route="score"}} {n}.0' in text
+        assert f'weir_requests_total{{route="score",status="200"}} {n}.0' in text
+
+
+def test_quick_flips_pair_on_and_off_for_each_part(tmp_path: Path) -> None:
+    """A smoke run has its pairs, alternating in order, says that they are too few, and writes a page."""
+    json_out, page = tmp_path / "flips.json", tmp_path / "flips.md"
+    command = [sys.executable, "-m", "service", "bench", "price", "--quick", "--flip", "metrics;nothing", "--connections", "2"]
+    done = subprocess.run(
+        [*command, "--json", str(json_out), "--markdown", str(page)], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = msgspec.json.decode(json_out.read_bytes(), type=FlipResult)
+    assert [(p.flip, p.connections, p.pairs) for p in result.prices] == [("metrics", 2, 2), ("nothing", 2, 2)]
+    assert [pair.on_came_first for pair in result.pairs] == [True, False] * 2
+    assert all(min(pair.on_us, pair.off_us) > 0 for pair in result.pairs)
+    assert "goal at most 2 %: undecided" in done.stdout
+    assert 'weir bench price --flip "metrics; nothing" --rounds 1' in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("argument", ["price_arm", "--without", "--timed"])

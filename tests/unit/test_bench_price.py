@@ -4,11 +4,14 @@ import asyncio
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from loadgen.bench.children import BenchError
 from loadgen.bench.file_system import file_system, is_memory, probe_sync
-from loadgen.bench.price.commands import parse_price_arms
+from loadgen.bench.price.commands import parse_flips, parse_price_arms
+from loadgen.bench.price.flip_result import FlipPrice, Pair, middle, verdict
+from loadgen.bench.price.flip_result import make_prices as make_flip_prices
 from loadgen.bench.price.result import (
     ARMS,
     CONTROL,
@@ -184,3 +187,44 @@ def test_stopwatch_adds_up_the_work_and_not_itself() -> None:
         nothing()
     assert watch.cpu_us() == {"work": 3.0, "nothing": 0.0}
     assert watch.calls == {"work": 2, "nothing": 100}
+
+
+def test_flipped_share_is_the_median_of_pairs_with_its_interval() -> None:
+    """A compaction in one slice moves neither; a traced request costs what all pay, by how few are traced."""
+    pairs = [Pair("traces", 10, 100.0 + n % 3, 90.0 + n % 3, 1_000, n % 2 == 0) for n in range(30)]
+    pairs += [Pair("traces", 10, 500.0, 90.0, 1_000, True), Pair("traces", 10, 100.0, 300.0, 1_000, False)]
+    (price,) = make_flip_prices(pairs, traced_share=0.05)
+    assert (price.pairs, price.price_us, price.per_unit_us) == (32, 10.0, 200.0)
+    assert price.price_us_interval == (10.0, 10.0)
+    assert price.share_interval is not None
+    assert 0.098 <= price.share_interval[0] <= price.share <= price.share_interval[1] <= 0.1
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    """Of 200 runs of 40 noisy pairs around 0.01 some 95 % have it between their ends; too few pairs have no interval."""
+    rng = np.random.default_rng(4117)
+    covered = 0
+    for _ in range(200):
+        _, interval = middle(rng.normal(0.01, 0.05, 40))
+        assert interval is not None
+        covered += interval[0] <= 0.01 <= interval[1]
+    assert 180 <= covered <= 200
+    assert middle(np.array([1.0, 2.0, 3.0])) == (2.0, None)
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [((0.005, 0.02), "met"), ((0.0201, 0.03), "NOT met"), ((0.01, 0.03), "undecided"), (None, "undecided")],
+)
+def test_goal_is_met_only_by_the_whole_interval(interval: tuple[float, float] | None, word: str) -> None:
+    """An interval that holds the goal says neither."""
+    price = FlipPrice("metrics", 1, 80, 40.0, 0.5, None, 0.012, interval, 0.5, None)
+    assert verdict(price, 0.02).startswith(word)
+
+
+@pytest.mark.parametrize("text", ["", "metric", "metrics;arms"])
+def test_unknown_flips_are_refused(text: str) -> None:
+    """The message says what there is."""
+    with pytest.raises(BenchError, match="expected some of metrics; traces; nothing; or all"):
+        parse_flips(text)
+    assert parse_flips("nothing; metrics") == ("metrics", "nothing")

@@ -17,7 +17,6 @@ from loadgen.bench.claims.run import count_steps, missing_inputs, read_stacks, r
 from loadgen.bench.load.progress import steps
 from loadgen.bench.outputs import check_outputs
 from loadgen.bench.stacks.arms import parse_stacks
-from loadgen.bench.stacks.commands import MarkdownOut
 from loadgen.bench.stacks.result import StacksOptions, StacksResult
 from loadgen.bench.stacks.run import count_steps as count_stack_steps
 from loadgen.bench.stacks.run import run_stacks
@@ -25,6 +24,7 @@ from loadgen.bench.terminal import (
     PIPE_WIDTH,
     HtmlOut,
     JsonOut,
+    MarkdownOut,
     Quick,
     end_by_signal,
     one_line_errors,

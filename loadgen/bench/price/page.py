@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from loadgen.bench.price.result import METRICS_SHARE_MAX, NEITHER, NO_METRICS, SERVE, SHARE_MAX, Price, PriceResult
+from loadgen.bench.price.result import NEITHER, SERVE, SHARE_MAX, Price, PriceResult
 from loadgen.page import Cell, Figure, Table, machine_table, page
 
-GOALS = ((NEITHER, "journal and idempotency", SHARE_MAX), (NO_METRICS, "metrics", METRICS_SHARE_MAX))
+GOALS = ((NEITHER, "journal and idempotency", SHARE_MAX),)
 
 
 def prices_table(result: PriceResult) -> Table:

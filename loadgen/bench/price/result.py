@@ -13,22 +13,19 @@ CONTROL = "control"  # the launcher of the arms below with nothing taken out: ho
 NEITHER = "no journal, no index"
 NO_JOURNAL = "no journal"
 NO_INDEX = "no index"
-NO_METRICS = "no metrics"
 TIMED = "timed"
 L3 = "with L3 and ledger"
 NO_LEDGER = "with L3, no ledger feed"
-ARMS = (SERVE, CONTROL, NEITHER, NO_JOURNAL, NO_INDEX, NO_METRICS, TIMED, L3, NO_LEDGER)
+ARMS = (SERVE, CONTROL, NEITHER, NO_JOURNAL, NO_INDEX, TIMED, L3, NO_LEDGER)
 DEFAULT_ARMS = (SERVE, CONTROL, NEITHER, TIMED)
 OF = {
     CONTROL: SERVE,
     NEITHER: SERVE,
     NO_JOURNAL: SERVE,
     NO_INDEX: SERVE,
-    NO_METRICS: SERVE,
     NO_LEDGER: L3,
 }  # what each arm is compared with
 SHARE_MAX = 0.15  # goal: journal and idempotency, of the CPU time of a request
-METRICS_SHARE_MAX = 0.02  # goal: what is counted for /metrics, of the same
 
 
 class PriceOptions(msgspec.Struct, frozen=True):

@@ -32,7 +32,6 @@ from loadgen.bench.price.result import (
     NO_INDEX,
     NO_JOURNAL,
     NO_LEDGER,
-    NO_METRICS,
     SERVE,
     TIMED,
     PriceOptions,
@@ -54,7 +53,6 @@ LAUNCHER = {
     NEITHER: ("--without", "journal,index"),
     NO_JOURNAL: ("--without", "journal"),
     NO_INDEX: ("--without", "index"),
-    NO_METRICS: ("--without", "metrics"),
     TIMED: ("--timed",),
     NO_LEDGER: ("--without", "ledger"),
 }

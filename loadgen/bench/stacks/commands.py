@@ -18,6 +18,7 @@ from loadgen.bench.stacks.run import count_steps, run_stacks
 from loadgen.bench.terminal import (
     HtmlOut,
     JsonOut,
+    MarkdownOut,
     Quick,
     WorkDir,
     end_by_signal,
@@ -33,7 +34,6 @@ from loadgen.stacks.manifest import DATA
 
 TEXT_MAX = 48  # characters of a cell on the terminal
 SHARE_MAX = 3.0  # of the closed-loop rate; beyond it nothing but the deadline is measured
-MarkdownOut = Annotated[Path | None, typer.Option("--markdown", help="Write the result as a page for docs/results.")]
 
 
 def register(app: typer.Typer) -> None:
