@@ -23,7 +23,7 @@ GO_STAMP := gocore/build/.built
 GO_SOURCES := gocore/go.mod gocore/go.sum gocore/build.py gocore/locate.py $(wildcard features/specs/*.toml) features/plan.py features/spec.py \
 	$(shell find gocore -name '*.go' -o -name '*.h' -o -name '*.s' | grep -v '^gocore/build/')
 
-.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench profile reference docs clean lock audit up down secrets fuzz stacks docs-test soak
+.PHONY: help setup go demo run screenshots test proof check test-python test-go fuzz-go fmt bench profile reference docs clean lock audit up down secrets fuzz stacks docs-test soak image-check
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -73,6 +73,9 @@ down:  ## end what make up has started in another terminal
 
 secrets: setup  ## passwords for docker compose -f compose/compose.yaml up, once, in compose/secrets
 	@$(BIN)/python compose/local.py secrets
+
+image-check: setup  ## what compose/Dockerfile copies and runs, carried out without Docker in data/image; network, minutes
+	@$(BIN)/python compose/image_check.py --dir $(DATA)/image
 
 screenshots: setup go  ## pictures of the console's pages into docs/img, light and dark, wide and on a phone; needs a Chromium
 	SCREENSHOTS=docs/img $(BIN)/python -m pytest -q tests/e2e/browser/pictures.py

@@ -85,7 +85,7 @@ def reference(
     page: Annotated[Page, typer.Argument(help="Which page.")] = Page.SETTINGS,
     out: Annotated[Path | None, typer.Option("--out", help="File to write; without one it goes to stdout.")] = None,
 ) -> None:
-    """The reference page of all settings, or of all metrics, as Markdown."""
+    """A reference page as Markdown: of all settings, or of all metrics."""
     text = settings_page() if page is Page.SETTINGS else metrics_page()
     if out is None:
         sys.stdout.write(text)
