@@ -25,7 +25,7 @@ from gocore.binding import usable_core
 from models.card import MODEL_FILE, ModelCard, read_model
 from models.registry import Registry
 from models.scorer import Scorer
-from service.allocator import keep_little
+from service.allocator import keep_few_holes
 from service.applied import Applied
 from service.audit import Audit
 from service.auth import KEY_FILE, KeyRing, Role, add_key
@@ -94,7 +94,7 @@ PINNED_BESIDE_MAX = 4_096  # slots of a kind that labels and recovery pin beside
 def run(settings: Settings, accept_loss: bool = False) -> None:
     """Serve until SIGINT or SIGTERM. Raises StartError, and other one-line errors, if the service cannot start."""
     private_files()
-    keep_little()
+    keep_few_holes()
     uvloop.run(_serve(settings, accept_loss))
 
 
