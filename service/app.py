@@ -186,7 +186,7 @@ async def _open_port(
         await listeners.start(server)
         return runner, None
     calls = ScoreCalls(engine, metrics, settings.server)
-    lane = FastLane(calls, keys, metrics, settings.server, engine.check_started, server, connections, tracing)
+    lane = FastLane(calls, keys, metrics, settings, engine.check_started, server, connections, tracing)
     metrics.watch("connections", lambda: {"fast": len(lane.connections), "aiohttp": len(server.connections)})
     lane.start()
     stack.push_async_callback(_stop_http, listeners, runner, lane)

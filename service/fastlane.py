@@ -25,19 +25,20 @@ from service.errors import PROBLEM_CONTENT_TYPE, Overloaded, RequestTimeout, Wei
 from service.metrics import Metrics
 from service.plain_head import HEAD_END, NO_HEAD, PlainHead, PlainHeads, may_become_plain
 from service.score_calls import TYPES, ScoreCalls
-from service.settings import ServerSettings
+from service.settings import Settings
 from service.ticket import Answer
 from service.tracing import Trace, Tracing
 
 HEAD_BYTES_MAX: Final = 4_096  # a longer head is not plain; aiohttp's own limits lie above
 # A longer body is not plain: aiohttp looks at the key before it reads one, here it is read first. A transaction has 300 bytes.
 BODY_BYTES_MAX: Final = 16 * 1024
-PENDING_MAX: Final = 64  # requests of one connection under way; what comes after waits in the socket
+PENDING_MAX: Final = 256  # requests of one connection under way; what comes after waits in the socket
 BUFFER_BYTES_MAX: Final = 256 * 1024  # unread bytes of one connection while replies are pending
 SWEEP_INTERVAL_S: Final = 1.0
 OVERLOADED_S: Final = 0.05  # for which the words of a 429 are good
 
 _SCORED: Final = "score", 200
+_OVERLOADED: Final = "score", Overloaded.status
 _OK: Final = {form: b"HTTP/1.1 200 OK\r\nContent-Type: %b\r\n" % name.encode() for form, name in TYPES.items()}
 
 log = structlog.get_logger("weir.http")
@@ -46,15 +47,29 @@ log = structlog.get_logger("weir.http")
 class _Exchange:
     """A request under way, and its reply once there is one."""
 
-    __slots__ = ("connection", "form", "reply", "request_id", "started", "trace")
+    __slots__ = ("body", "connection", "form", "n", "reply", "request_id", "started", "trace")
 
-    def __init__(self, connection: "_Connection", head: PlainHead, started: float) -> None:
+    def __init__(self, connection: "_Connection", head: PlainHead, body: bytes, started: float) -> None:
         self.connection = connection
+        self.n = 1
+        self.body = body
         self.form = head.form
         self.request_id = head.request_id
         self.trace: Trace | None = None
         self.started = started
         self.reply: bytes | None = None
+
+    def go_on(self) -> None:
+        """To the pipeline."""
+        lane, body = self.connection.lane, self.body
+        self.body = b""
+        try:
+            lane.calls.offer(body, self.form, self.answered, self.trace)
+        except WeirError as error:
+            if isinstance(error, Overloaded):
+                lane.turnstile.close(error)
+            self.refuse(error)
+            self.connection.flush()
 
     def answered(self, answer: Answer) -> None:
         """The pipeline's answer."""
@@ -81,20 +96,33 @@ class _Exchange:
         return lines
 
 
+class _Refused:
+    """`n` requests in a row that were refused for lack of room, behind others that are under way."""
+
+    __slots__ = ("n", "reply")
+
+    def __init__(self, n: int, reply: bytes) -> None:
+        self.n = n
+        self.reply: bytes | None = reply
+
+
 class _Connection(asyncio.Protocol):
     """One connection until it goes over to aiohttp."""
 
     __slots__ = (
-        "_buffer", "_head", "_is_ending", "_is_full", "_is_leaving", "_is_paused", "active_at", "lane", "pending", "transport",
+        "_buffer", "_head", "_is_eager", "_is_ending", "_is_full", "_is_leaving", "_is_paused", "active_at", "lane",
+        "n_pending", "pending", "transport",
     )  # fmt: skip
 
     def __init__(self, lane: "FastLane") -> None:
         self.lane = lane
         self.transport: asyncio.Transport | None = None
         self.active_at = time.perf_counter()  # when a request began or ended last
-        self.pending: deque[_Exchange] = deque()
+        self.pending: deque[_Exchange | _Refused] = deque()
+        self.n_pending = 0  # requests that these are
         self._head = NO_HEAD  # of the last request
         self._buffer = b""
+        self._is_eager = False  # the client has sent requests without waiting for replies
         self._is_full = False  # the client does not read
         self._is_paused = False
         self._is_leaving = False  # for aiohttp, once nothing is pending
@@ -123,7 +151,7 @@ class _Connection(asyncio.Protocol):
             and not (self._buffer or self.pending or self._is_leaving or self._is_ending)
         ):  # the usual case: one request, whole, with the head of the one before
             self.active_at = now
-            self._begin(head, data[len(head.text) :], now)
+            self._begin(data, 0, len(head.text), now)
         else:
             self._take_apart(data, now)
 
@@ -152,12 +180,11 @@ class _Connection(asyncio.Protocol):
             if head is None:
                 self._leave(data[at:])
                 return
-            if len(data) - at < head.size or len(self.pending) >= PENDING_MAX:
+            if len(data) - at < head.size or self.n_pending >= PENDING_MAX:
                 self._keep(data[at:])
                 return
             self._head = head
-            at += head.size
-            self._begin(head, data[end:at], now)
+            at = self._begin(data, at, end, now)
 
     def eof_received(self) -> bool:
         """See asyncio. Replies that are under way are still written; part of a request is nobody's."""
@@ -183,7 +210,7 @@ class _Connection(asyncio.Protocol):
             reply = pending[0].reply
             if reply is None:
                 return
-            pending.popleft()
+            self.n_pending -= pending.popleft().n
             if transport is not None:
                 transport.write(reply)  # uvloop writes what came in one turn of the loop together
         if transport is None:
@@ -218,25 +245,69 @@ class _Connection(asyncio.Protocol):
             limit = f"the head did not arrive within server.head_deadline_ms = {server.head_deadline_ms} ms"
             self._refuse(RequestTimeout(limit, "head"))
 
-    def _begin(self, head: PlainHead, body: bytes, now: float) -> None:
-        exchange, lane = _Exchange(self, head, now), self.lane
-        self.pending.append(exchange)
+    def _begin(self, data: bytes, at: int, end: int, now: float) -> int:
+        """Take the request that begins at `at`, its body at `end`; where there is no room, all of the same head behind it too.
+        Where the next one begins.
+        """
+        head, lane = self._head, self.lane
+        next_at = at + head.size
         try:
             lane.check(head.authorization)
-            if lane.tracing is not None:  # not before: nobody without a key makes traces
-                exchange.trace = lane.tracing.begin(
-                    head.traceparent, head.tracestate, "POST", "/v1/score", head.request_id, exchange.started
-                )
-            lane.calls.offer(body, head.form, exchange.answered, exchange.trace)
-        except Overloaded as error:  # in an overload the most frequent reply: it has to be cheap
-            exchange.refuse(error)
-            self.flush()
         except WeirError as error:
             if self.transport is not None:
                 call, remote = "POST /v1/score", _remote(self.transport)
                 log_refusal(error, lane.keys, head.authorization, call, remote, head.request_id)
+            exchange = self._add(head, b"", now)
             exchange.refuse(error)
             self.flush()
+            return next_at
+        if self.pending or next_at < len(data):
+            self._is_eager = True
+        has_room = lane.turnstile.has_room(now, is_eager=self._is_eager)
+        if not has_room and lane.tracing is None and head.request_id is None:
+            return self._refuse_alike(data, next_at, now)
+        exchange = self._add(head, data[end:next_at], now)
+        if lane.tracing is not None:  # not before: nobody without a key makes traces
+            exchange.trace = lane.tracing.begin(
+                head.traceparent, head.tracestate, "POST", "/v1/score", head.request_id, exchange.started
+            )
+        if has_room:
+            lane.turnstile.take(exchange)
+        else:
+            exchange.refuse(lane.turnstile.refusal())
+            self.flush()
+        return next_at
+
+    def _add(self, head: PlainHead, body: bytes, now: float) -> _Exchange:
+        exchange = _Exchange(self, head, body, now)
+        self.pending.append(exchange)
+        self.n_pending += 1
+        return exchange
+
+    def _refuse_alike(self, data: bytes, at: int, now: float) -> int:
+        """Refuse the request that ends at `at` for lack of room, and whole ones with the same head behind it, in one write.
+        Where the first one begins that was not looked at.
+        """
+        head, lane, n = self._head, self.lane, 1
+        text, size = head.text, head.size
+        n_max = PENDING_MAX - self.n_pending if self.pending else len(data)
+        while n < n_max and len(data) - at >= size and data.startswith(text, at) and lane.admits(head.authorization):
+            at += size
+            n += 1
+        reply = lane.overloaded(n, now)
+        if not self.pending:
+            self.active_at = now
+            if self.transport is not None:
+                self.transport.write(reply)
+        elif isinstance(last := self.pending[-1], _Refused):
+            assert last.reply is not None
+            last.reply += reply
+            last.n += n
+            self.n_pending += n
+        else:
+            self.pending.append(_Refused(n, reply))
+            self.n_pending += n
+        return at
 
     def _refuse(self, error: WeirError) -> None:
         assert self.transport is not None
@@ -247,7 +318,7 @@ class _Connection(asyncio.Protocol):
     def _keep(self, data: bytes) -> None:
         """For later: the rest of a request, or requests that have to wait."""
         self._buffer = data
-        if self.pending and (len(data) > BUFFER_BYTES_MAX or len(self.pending) >= PENDING_MAX or self._is_leaving):
+        if self.pending and (len(data) > BUFFER_BYTES_MAX or self.n_pending >= PENDING_MAX or self._is_leaving):
             self._pause()
 
     def _go_on(self) -> None:
@@ -290,11 +361,13 @@ class FastLane:
     """Makes the connections' protocols. `other` makes aiohttp's; `check_started` raises until recovery is done."""
 
     def __init__(
-        self, calls: ScoreCalls, keys: KeyRing, metrics: Metrics, server: ServerSettings,
+        self, calls: ScoreCalls, keys: KeyRing, metrics: Metrics, settings: Settings,
         check_started: Callable[[], None], other: Callable[[], asyncio.Protocol], open_connections: Connections,
         tracing: Tracing | None = None,
     ) -> None:  # fmt: skip
+        server = settings.server
         self.calls = calls
+        self.turnstile = calls.turnstile(settings.queue)
         self.open_connections = open_connections
         self.tracing = tracing
         self.other = other
@@ -340,6 +413,14 @@ class FastLane:
         require(self._admit(authorization), Role.INGEST)
         self._check_started()
 
+    def admits(self, authorization: str | None) -> bool:
+        """Whether one more event may be sent with a key that was checked a moment ago; it is counted against its rate."""
+        try:
+            self._admit(authorization)
+        except WeirError:
+            return False
+        return True
+
     def reply(self, body: bytes, form: int, started: float, more: bytes = b"") -> bytes:
         """A 200 as aiohttp would write it. more: header lines."""
         self.now = now = time.perf_counter()
@@ -354,11 +435,17 @@ class FastLane:
         self._requests["score", error.status] += 1
         self.now = now = time.perf_counter()
         self._seconds.observe(now - started)
-        if more or request_id is not None or not isinstance(error, Overloaded):
-            return self._problem(error, more, request_id)
-        if now >= self._overloaded_until:  # in an overload tens of thousands a second: words that are a little old do
-            self._overloaded, self._overloaded_until = self._problem(error), now + OVERLOADED_S
-        return self._overloaded
+        return self._problem(error, more, request_id)
+
+    def overloaded(self, n: int, started: float) -> bytes:
+        """What `n` requests in a row are answered for which the turnstile has no room; tens of thousands a second."""
+        self._refused[Overloaded.code,] += n
+        self._requests[_OVERLOADED] += n
+        self._seconds.observe(0.0, n)
+        if started >= self._overloaded_until:  # words that are a little old do
+            self.now = started
+            self._overloaded, self._overloaded_until = self._problem(self.turnstile.refusal()), started + OVERLOADED_S
+        return self._overloaded * n
 
     def _problem(self, error: WeirError, more: bytes = b"", request_id: str | None = None) -> bytes:
         headers = b"".join(b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in error.headers().items())

@@ -122,10 +122,10 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
-    def observe(self, value: float) -> None:
-        """Count one value, in the unit of the bounds."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
+    def observe(self, value: float, n: int = 1) -> None:
+        """Count a value `n` times, in the unit of the bounds."""
+        self.counts[bisect_left(self.bounds, value)] += n
+        self.total += value * n
 
     def observe_all(self, values: npt.NDArray[np.float64]) -> None:
         """Count these; float64 (n,), in the unit of the bounds. 10 µs and 0.02 a value."""

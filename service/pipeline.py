@@ -71,6 +71,7 @@ class Pipeline:
         self.watch: Watch | None = None
         self.is_open = False
         self.n_batches = self.n_rows = self.n_waves = self.n_failed_batches = 0
+        self.n_held = 0  # transactions that the fast lane holds for a later turn
         self.tally = BatchTally()
         self.outcomes: dict[str, int] = {"approve": 0, "review": 0, "decline": 0}
         self.onlooker: Onlooker | None = None  # while somebody looks
@@ -104,7 +105,7 @@ class Pipeline:
     @property
     def n_waiting(self) -> int:
         """Transactions that were accepted for scoring and have no answer yet."""
-        return len(self._in_flight) + len(self._offered)
+        return len(self._in_flight) + len(self._offered) + self.n_held
 
     @property
     def n_replayed(self) -> int:

@@ -25,9 +25,10 @@ from service.errors import WeirError
 from service.metrics import Metrics
 from service.pace import Allowance
 from service.pieces import Replies
-from service.settings import ServerSettings
+from service.settings import QueueSettings, ServerSettings
 from service.ticket import DECISIONS, REASONS, REPLIES, TRACES, Answer, Ticket
 from service.tracing import Trace, current
+from service.turnstile import Turnstile
 
 if TYPE_CHECKING:
     from service.engine import Engine
@@ -72,6 +73,10 @@ class ScoreCalls:
             self._pipeline.offer(body, form, answered)
         else:
             trace.note(self._pipeline.submit([body], form, lambda answers: answered(answers[0]), wanted=PLAIN.wanted(form)))
+
+    def turnstile(self, queue: QueueSettings) -> Turnstile:
+        """What keeps the turns of `offer` short and its queue bounded."""
+        return Turnstile(self._pipeline, queue)
 
     @property
     def batch_max(self) -> int:

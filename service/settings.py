@@ -144,6 +144,9 @@ class QueueSettings(Section, frozen=True):
     """Transactions that were read but not scored yet."""
 
     events_max: Annotated[int, Meta(ge=1, le=10_000_000)] = 8_192  # transactions; beyond it 429
+    wait_ms_max: Annotated[float, Meta(ge=0, le=60_000)] = 100.0  # ms of work that single transactions wait for; beyond it 429
+    # ms, in an overload, for clients that send on a connection without waiting for replies
+    eager_wait_ms_max: Annotated[float, Meta(ge=0, le=60_000)] = 2.0
     batch_max: Annotated[int, Meta(ge=1, le=65_536)] = 1_024  # transactions scored in one call; at most events_max
 
 
