@@ -52,10 +52,10 @@ async def port() -> AsyncIterator[int]:
     server.close()
 
 
-@pytest.mark.parametrize("depth", [0, 4])
-async def test_client_sends_on_schedule_and_counts_by_status(port: int, depth: int) -> None:
+@pytest.mark.parametrize(("depth", "burst"), [(0, 1), (4, 1), (0, 4), (6, 4)])
+async def test_client_sends_on_schedule_and_counts_by_status(port: int, depth: int, burst: int) -> None:
     """Everything that is due is sent, each a new event, and each reply is counted once with a latency; 429s name a time."""
-    outcome = await run_overload_job(OverloadJob("127.0.0.1", port, "key", 2_000.0, 1.0, 8, depth=depth, first=500))
+    outcome = await run_overload_job(OverloadJob("127.0.0.1", port, "key", 2_000.0, 1.0, 8, depth, burst, first=500))
     by_status = {answers.status: answers for answers in outcome.answers}
     assert outcome.sent == Half.seen > 1_800
     assert outcome.due == 2_000

@@ -145,10 +145,11 @@ class _Loop:
     def _send(self, started: float, now: float) -> None:
         """What is due, spread over the connections."""
         job, connections = self._job, self._connections
-        n = min(int((now - started) * job.rate), self._n_total) - self._n_sent
-        if n <= 0:
+        due = min(int((now - started) * job.rate), self._n_total)
+        n = due - self._n_sent
+        if n < job.burst and due < self._n_total:  # the next tick has the whole of it
             return
-        burst = max(1, -(-n // len(connections)))
+        burst = max(job.burst, -(-n // len(connections)))
         full = 0
         while n > 0 and full < len(connections):
             connection = connections[self._turn % len(connections)]
@@ -158,10 +159,10 @@ class _Loop:
                 full += 1
                 continue
             m = min(room, n)
-            due = started + (self._n_sent + m / 2) / job.rate
-            late_us = int((now - due) * 1e6)
+            due_at = started + (self._n_sent + m / 2) / job.rate
+            late_us = int((now - due_at) * 1e6)
             self._tally.late.record_value(max(late_us, 1), m)
-            if not connection.put(self._requests(m), due, m):
+            if not connection.put(self._requests(m), due_at, m):
                 self._n_blocked += 1
                 self._watch(connection, write=True)
             self._n_sent += m

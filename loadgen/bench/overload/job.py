@@ -10,7 +10,7 @@ from loadgen.recorder import LatencySummary
 
 
 class OverloadJob(msgspec.Struct, frozen=True):
-    """An open loop of `rate` requests per second for `seconds` over `connections`, whatever comes back.
+    """An open loop of `rate` requests per second for `seconds` over `connections`, whatever comes back, `burst` in one write.
 
     `depth`: requests under way on a connection at most; those that are due and find no place wait in the client and are late.
     0: no limit. `first` is the number of the first event.
@@ -23,6 +23,7 @@ class OverloadJob(msgspec.Struct, frozen=True):
     seconds: float
     connections: int
     depth: int = 0
+    burst: int = 1
     cards: int = 10_000
     first: int = 0
     drain_s: float = 30.0

@@ -10,13 +10,14 @@ GOODPUT_MIN = 0.9  # of capacity
 
 
 class OverloadOptions(msgspec.Struct, frozen=True):
-    """Capacity is measured for `capacity_s`, then `factor` times as much is sent for `seconds`."""
+    """Capacity is measured for `capacity_s`, then `factor` times as much is sent for `seconds`, `burst` in one write."""
 
     factor: float = 2.0
     seconds: float = 60.0
     capacity_s: float = 5.0
-    connections: int = 256
+    connections: int = 64
     depth: int = 0
+    burst: int = 4
     cards: int = 10_000
     scorer: str = "go"
     stores: bool = True

@@ -1,7 +1,7 @@
 """What the service does with twice the requests that it can answer: goodput, refusals and how fast they come, memory, recovery.
 
-Server on one core, client and stores on another. Capacity comes from a closed loop first; then an open loop sends `factor`
-times as much, in bursts, whatever comes back; then single requests show when the service is itself again.
+Server on one core, client and stores on another. Capacity comes first, of a service that refuses nothing; then an open loop
+sends another one `factor` times as much, in bursts, whatever comes back; then single requests show when it is itself again.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ RECOVERED_PROBES = 20  # in a row
 RECOVERED_TIMES = 3.0  # of the p50 before
 RECOVERED_US = 2_000.0  # that much is as fast as before in any case: a shared machine has such pauses by itself
 RECOVERY_DEADLINE_S = 60.0
+UNBOUNDED = ("queue.events_max=10000000", "queue.wait_ms_max=60000", "queue.eager_wait_ms_max=60000")
 MEMORY_EVERY_S = 0.5
 SENT_SHARE_MIN = 0.95  # of the schedule; less, and the client was the limit
 LATE_P99_US_MAX = 5_000
@@ -53,12 +54,10 @@ async def run_overload(options: OverloadOptions, work_dir: Path | None, say: Cal
     server_core, client_core = (cores[0], cores[1]) if len(cores) > 1 else (None, None)
     with ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="weir-bench-", dir=work_dir)))
-        service = _start(options, work, server_core, client_core)
+        closed, bursts = await _capacity(options, work / "capacity", server_core, client_core)
+        service = await _start(options, work / "load", server_core, client_core)
         stack.callback(service.child.stop)
         stack.enter_context(pinned(client_core))
-        await touch_cards(service.child, service.target, service.payloads, options.cards)
-        closed = await _capacity_closed(service, options)
-        bursts = await _capacity_bursts(service, options, closed)
         capacity = max(closed, bursts)
         say(f"capacity: {closed:,.0f} requests/s in a closed loop, {bursts:,.0f} in bursts")
         await asyncio.sleep(1.0)
@@ -76,16 +75,45 @@ async def run_overload(options: OverloadOptions, work_dir: Path | None, say: Cal
     )
 
 
-def _start(options: OverloadOptions, work: Path, server_core: int | None, client_core: int | None) -> _Service:
+async def _start(
+    options: OverloadOptions, work: Path, server_core: int | None, client_core: int | None, *more: str
+) -> _Service:
+    """A service whose cards all have profiles. `more`: settings. Raises BenchError."""
     data_dir = work / "data"
-    data_dir.mkdir()
+    data_dir.mkdir(parents=True)
     key = add_key(data_dir)
-    settings = [FLAGGED_SETTING, *options.settings, f"scorer={options.scorer}", *(("embedded=true",) if options.stores else ())]
+    settings = [
+        FLAGGED_SETTING,
+        *options.settings,
+        *more,
+        f"scorer={options.scorer}",
+        *(("embedded=true",) if options.stores else ()),
+    ]
     with pinned(server_core):
         child = start_weir(data_dir, work, settings)
     child.stores.pin(client_core)
     target = Target.parse(child.url, key)
-    return _Service(child, target, Payloads(target, options.cards))
+    service = _Service(child, target, Payloads(target, options.cards))
+    try:
+        with pinned(client_core):
+            await touch_cards(child, target, service.payloads, options.cards)
+    except BaseException:
+        child.stop()
+        raise
+    return service
+
+
+async def _capacity(
+    options: OverloadOptions, work: Path, server_core: int | None, client_core: int | None
+) -> tuple[float, float]:
+    """Requests per second in a closed loop and in bursts, of a service of its own that refuses none. Raises BenchError."""
+    service = await _start(options, work, server_core, client_core, *UNBOUNDED)
+    try:
+        with pinned(client_core):
+            closed = await _capacity_closed(service, options)
+            return closed, await _capacity_bursts(service, options, closed)
+    finally:
+        service.child.stop()
 
 
 async def _capacity_closed(service: _Service, options: OverloadOptions) -> float:
@@ -108,7 +136,10 @@ def _job(service: _Service, options: OverloadOptions, rate: float, seconds: floa
     first = service.payloads.n_events
     service.payloads.n_events += int(rate * seconds) + (1 << 16)  # it makes some requests ahead
     target = service.target
-    return OverloadJob(target.host, target.port, target.key, rate, seconds, options.connections, depth, options.cards, first)
+    return OverloadJob(
+        target.host, target.port, target.key, rate, seconds, options.connections,
+        depth=depth, burst=options.burst, cards=options.cards, first=first,
+    )  # fmt: skip
 
 
 async def _load(service: _Service, job: OverloadJob) -> tuple[OverloadOutcome, list[float]]:
@@ -233,8 +264,9 @@ def _result(
 
 def _caveats(options: OverloadOptions, outcome: OverloadOutcome, *, limit: bool) -> list[str]:
     caveats = [
-        "Requests come in bursts of a millisecond over a fixed set of connections, several on one of them before its replies: a"
-        " crowd of clients with a connection each costs the server more per request, so both capacities are given.",
+        f"Requests come {options.burst} at a time over {options.connections} connections, several on one before its replies."
+        " Each read and write of a socket is paid once for them: a crowd of clients with a connection each costs the server"
+        " more per request, scored or refused. Hence both capacities, and --burst and --connections.",
         "Latency counts from the time that a request was due, so what waits in sockets or in the client is the server's.",
         "The client reads status lines and Retry-After, not bodies; the first second has the build-up of the queue in.",
         f"{options.cards:,} cards, every event new, all profiles in L1, loopback, no TLS.",
