@@ -1,11 +1,13 @@
 """Requests per second of the service with each scorer and of weir-go, beside a bare aiohttp handler and a null server.
 
 All in one run, interleaved, medians of rounds; the arm that begins a round changes. One core for the servers, another for the
-client; a server that is not being measured is paused, so its background work (write-behind) is charged to its own measurements.
+client. A server that is not being measured is paused, once its write-behind is level and what it wrote is on the disk: neither
+its background work nor its dirty pages are in another's measurement, and no store seems to be gone when it goes on.
 Stores (a Valkey and a Postgres for each Weir arm) run on the client's core. Every event is new; every arm gets the same stream
 of them; the profiles of all cards are in L1 beforehand. Single events are sent by wrk where it is, batches by our own client.
 """
 
+import asyncio
 import os
 import tempfile
 import time
@@ -18,6 +20,7 @@ import msgspec
 from loadgen.bench.arms import (
     ARMS,
     NULL,
+    SCORERS,
     WEIR_ARMS,
     WEIR_GO,
     by_sync,
@@ -33,11 +36,14 @@ from loadgen.bench.file_system import file_system, is_memory, probe_sync
 from loadgen.bench.http_caveats import IN_MEMORY, make_caveats
 from loadgen.bench.http_result import Cell, HttpOptions, HttpResult, Process, busiest_single, make_cells, median
 from loadgen.bench.http_wrk import WrkClient
+from loadgen.bench.lag import until_idle
 from loadgen.bench.payloads import Payloads
 from loadgen.bench.touch import touch_cards
 from loadgen.bench.wrk import wrk_version
 from loadgen.sender import Target
 from models.machine import machine
+
+SETTLE_S = 60.0  # for write-behind; 10,000 cards take some seconds
 
 
 class _Start(msgspec.Struct):
@@ -78,7 +84,7 @@ async def run_http(options: HttpOptions, say: Callable[[str], None], work_dir: P
         wrk = WrkClient(work) if options.client == "wrk" else None
         for name, arm in arms.items():
             if kind_of(name) in WEIR_ARMS:
-                await _touch(arm, options.cards)
+                await _touch(name, arm, options.cards, say)
         samples: dict[tuple[str, str, int], list[Sample]] = {}
         for number in range(options.rounds):
             say(f"round {number + 1} of {options.rounds}")
@@ -88,7 +94,7 @@ async def run_http(options: HttpOptions, say: Callable[[str], None], work_dir: P
                 for name in names[first:] + names[:first]:
                     if mode == "batch" and name == NULL:
                         continue
-                    sample = await _measure(arms[name], mode, connections, options, wrk)
+                    sample = await _measure(name, arms[name], mode, connections, options, wrk, say)
                     samples.setdefault((name, mode, connections), []).append(sample)
         cells = make_cells(samples)
         return HttpResult(
@@ -170,10 +176,11 @@ def _lend_stores(
     return lender, lender.stores.settings()
 
 
-async def _touch(arm: _Arm, n_cards: int) -> None:
+async def _touch(name: str, arm: _Arm, n_cards: int, say: Callable[[str], None]) -> None:
     arm.child.resume()
     try:
         await touch_cards(arm.child, arm.target, arm.payloads, n_cards)
+        await _settle(name, arm, say)
     finally:
         if arm.child.alive():
             arm.child.pause()
@@ -183,14 +190,26 @@ def _plan(options: HttpOptions) -> list[tuple[str, int]]:
     return [("http", n) for n in options.connections] + [("batch", n) for n in options.batch_connections]
 
 
-async def _measure(arm: _Arm, mode: str, connections: int, options: HttpOptions, wrk: WrkClient | None) -> Sample:
+async def _settle(name: str, arm: _Arm, say: Callable[[str], None]) -> None:
+    """Before it is paused."""
+    if kind_of(name) in SCORERS and not await until_idle(arm.target, SETTLE_S):
+        say(f"{name}: write-behind was not level after {SETTLE_S:.0f} s; the next round of this arm has the rest of it")
+    await asyncio.to_thread(os.sync)
+
+
+async def _measure(
+    name: str, arm: _Arm, mode: str, connections: int, options: HttpOptions, wrk: WrkClient | None, say: Callable[[str], None]
+) -> Sample:
     make, rows = (arm.payloads.one, 1) if mode == "http" else (arm.payloads.batch, options.batch_rows)
     arm.child.resume()
     try:
         if wrk is not None and mode == "http":
             await ClosedLoop(arm.target, make, connections).run(0.0, options.warm_s, arm.child)
-            return await wrk.measure(arm.child, arm.target, arm.payloads, connections, options.measure_s)
-        return await ClosedLoop(arm.target, make, connections, rows).run(options.warm_s, options.measure_s, arm.child)
+            sample = await wrk.measure(arm.child, arm.target, arm.payloads, connections, options.measure_s)
+        else:
+            sample = await ClosedLoop(arm.target, make, connections, rows).run(options.warm_s, options.measure_s, arm.child)
+        await _settle(name, arm, say)
+        return sample
     finally:
         if arm.child.alive():
             arm.child.pause()

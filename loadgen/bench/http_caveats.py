@@ -93,6 +93,6 @@ def _of_stores(options: HttpOptions, kinds: set[str]) -> list[str]:
     if not options.stores:
         return ["No Valkey and no Postgres: write-behind ends in RocksDB, and there is no ledger."]
     return [
-        "A server that is not measured is paused together with its stores; what the ledger is behind at the end of a"
-        " measurement it makes up for in the next ones of the same server, on their account."
+        "A server that is not measured is paused together with its stores, once write-behind and ledger are level: what they"
+        " were behind at the end of a measurement is on nobody's account."
     ]

@@ -86,6 +86,22 @@ async def until_level(target: Target, consumers: Sequence[str], seconds: float) 
     return None
 
 
+async def until_idle(target: Target, seconds: float) -> bool:
+    """Wait until no consumer of the journal lacks anything, so that no call to a store is under way: a server that is paused in
+    one finds its deadline past when it goes on, takes the store for gone and has it catch up from the journal, at full speed.
+    False if that takes longer than `seconds`. Raises BenchError.
+    """
+    client, end_at = Client(target, READ_DEADLINE_S), time.perf_counter() + seconds
+    try:
+        while any((await read_lags(client, target)).values()):
+            if time.perf_counter() > end_at:
+                return False
+            await asyncio.sleep(POLL_S)
+    finally:
+        client.close()
+    return True
+
+
 def slope_per_s(points: Sequence[LagPoint], consumer: str) -> float | None:
     """By how many entries a second the lag of `consumer` grows: least squares over the last three quarters of the series."""
     rest = points[len(points) // 4 :]

@@ -1,5 +1,7 @@
 """`weir bench stream`, overload, entities, profile without servers: replies taken apart, medians, goals, slopes, self times."""
 
+import asyncio
+import contextlib
 import json
 
 import pytest
@@ -7,11 +9,12 @@ import pytest
 from loadgen.bench.children import BenchError
 from loadgen.bench.entities.result import limit_mb, paired_ratio
 from loadgen.bench.http_goals import Goal, goals_table
-from loadgen.bench.lag import LagPoint, slope_per_s
+from loadgen.bench.lag import LagPoint, slope_per_s, until_idle
 from loadgen.bench.profile import _failure, self_times
 from loadgen.bench.sizing import l1_setting, profile_bytes
 from loadgen.bench.stream.commands import parse_stream_arms
 from loadgen.bench.stream.replies import BadReply, Lines, Replies
+from loadgen.sender import Target
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -92,6 +95,30 @@ def test_unknown_stream_arms_are_refused(text: str) -> None:
         return
     with pytest.raises(BenchError, match="go, onnx, go batch, onnx batch"):
         parse_stream_arms(text)
+
+
+@pytest.mark.parametrize(("lags", "is_idle", "n_asked"), [([7, 2, 0, 9], True, 3), ([0], True, 1), ([5] * 100, False, None)])
+async def test_idle_is_when_no_consumer_lacks_anything(lags: list[int], is_idle: bool, n_asked: int | None) -> None:
+    """Asked again and again until every lag is 0, or until the time is over."""
+    left, has_ended = iter(lags), asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                consumers = [{"name": "l2", "lag": 0}, {"name": "redis", "lag": next(left)}]
+                body = json.dumps({"consumers": consumers}).encode()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()
+        await writer.wait_closed()
+        has_ended.set()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    assert await until_idle(Target("127.0.0.1", port, "", "key"), 0.5) is is_idle
+    await has_ended.wait()
+    server.close()
+    await server.wait_closed()
+    assert n_asked is None or len(lags) - len(list(left)) == n_asked
 
 
 def test_slope_of_lag_leaves_out_the_beginning() -> None:
