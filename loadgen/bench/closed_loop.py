@@ -18,7 +18,7 @@ DRAIN_S = 30.0  # s for the last replies after the end of the measurement
 
 
 class Sample(msgspec.Struct):
-    """One measurement. `rows` counts transactions: requests × rows per request."""
+    """One measurement. `rows` counts transactions: requests × rows per request. `stolen_share`: see steal.py."""
 
     seconds: float
     requests: int
@@ -30,6 +30,7 @@ class Sample(msgspec.Struct):
     client_cpu_share: float
     errors: int
     error_example: str
+    stolen_share: float = 0.0
 
 
 class _Lane:

@@ -38,6 +38,7 @@ from loadgen.bench.http_result import Cell, HttpOptions, HttpResult, Process, bu
 from loadgen.bench.http_wrk import WrkClient
 from loadgen.bench.lag import until_idle
 from loadgen.bench.payloads import Payloads
+from loadgen.bench.steal import StealMeter
 from loadgen.bench.touch import touch_cards
 from loadgen.bench.wrk import wrk_version
 from loadgen.sender import Target
@@ -203,11 +204,13 @@ async def _measure(
     make, rows = (arm.payloads.one, 1) if mode == "http" else (arm.payloads.batch, options.batch_rows)
     arm.child.resume()
     try:
+        steal = StealMeter()
         if wrk is not None and mode == "http":
             await ClosedLoop(arm.target, make, connections).run(0.0, options.warm_s, arm.child)
             sample = await wrk.measure(arm.child, arm.target, arm.payloads, connections, options.measure_s)
         else:
             sample = await ClosedLoop(arm.target, make, connections, rows).run(options.warm_s, options.measure_s, arm.child)
+        sample.stolen_share = steal.share()
         await _settle(name, arm, say)
         return sample
     finally:

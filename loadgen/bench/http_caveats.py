@@ -17,6 +17,7 @@ from loadgen.bench.arms import (
 from loadgen.bench.http_result import Cell, HttpOptions, busiest_single
 from loadgen.bench.wrk import missing_wrk
 
+STOLEN_MAX = 0.02  # of the processors' time; below, nobody needs to be told
 SHARE_MIN = 0.8  # of a core; at most connections a closed loop fills the server's or the client's, if nobody else is on it
 IN_MEMORY = "The data directories were in memory, where fsync does nothing: sync modes differ in nothing here."
 
@@ -35,7 +36,7 @@ def make_caveats(
         "Every server answered as much as it could: memory after the run is after as many events as its row says.",
         "Resident memory counts shared pages of libraries and mapped files too.",
     ]
-    caveats += _of_client(options) + _of_stores(options, kinds)
+    caveats += _of_host(cells) + _of_client(options) + _of_stores(options, kinds)
     if BARE in measured:
         caveats.append("The bare handler checks no key, keeps no state, writes no journal: it is a ceiling, not a rival.")
     if GO_JSON in measured:
@@ -76,6 +77,17 @@ def make_caveats(
 
 def _is_crowded(cell: Cell) -> bool:
     return max(cell.server_cpu_share, cell.client_cpu_share) < SHARE_MIN
+
+
+def _of_host(cells: list[Cell]) -> list[str]:
+    shares = [sample.stolen_share for cell in cells for sample in cell.samples]
+    if max(shares, default=0.0) <= STOLEN_MAX:
+        return []
+    n_many = sum(share > STOLEN_MAX for share in shares)
+    return [
+        f"The host gave up to {max(shares):.0%} of this machine's processor time to others while it was wanted, more than"
+        f" {STOLEN_MAX:.0%} in {n_many} of {len(shares)} measurements: those are too slow, and rounds differ by it."
+    ]
 
 
 def _of_client(options: HttpOptions) -> list[str]:

@@ -37,10 +37,10 @@ def rates_table(result: HttpResult) -> Table:
     draw = f"Zipf {result.options.zipf:g}" if result.options.zipf else "uniform"
     title = f"{result.options.cards:,} cards, {draw}; medians of {result.options.rounds}"
     columns = ("mode", "conn.", "arm", "events/s", "of bare", "p50 µs", "p99 µs", "p99.9 µs", "CPU µs/req.",
-               "server core", "client core")  # fmt: skip
+               "server core", "client core", "stolen")  # fmt: skip
     rows: list[Sequence[TableCell]] = [
         (c.mode, c.connections, c.arm, c.rows_per_s, c.ratio_to_bare, c.p50_us, c.p99_us, c.p99_9_us,
-         c.server_cpu_us_per_request, c.server_cpu_share, c.client_cpu_share)
+         c.server_cpu_us_per_request, c.server_cpu_share, c.client_cpu_share, c.stolen_share)
         for c in result.cells
     ]  # fmt: skip
     return title, columns, rows

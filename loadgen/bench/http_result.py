@@ -56,6 +56,7 @@ class Cell(msgspec.Struct):
     server_cpu_us_per_request: float
     server_cpu_share: float
     client_cpu_share: float
+    stolen_share: float
     ratio_to_bare: float | None
     ratios: dict[str, float]
     errors: int
@@ -126,6 +127,7 @@ def make_cells(samples: dict[tuple[str, str, int], list[Sample]]) -> list[Cell]:
                 server_cpu_us_per_request=median([s.server_cpu_us_per_request for s in of_cell]),
                 server_cpu_share=median([s.server_cpu_share for s in of_cell]),
                 client_cpu_share=median([s.client_cpu_share for s in of_cell]),
+                stolen_share=median([s.stolen_share for s in of_cell]),
                 ratio_to_bare=ratios.get(BARE),
                 ratios=ratios,
                 errors=sum(s.errors for s in of_cell),
