@@ -55,7 +55,7 @@ class Express:
         """
         codec, run = self._codec, self._core
         filters = codec.open_events(len(bodies))
-        if not filters:  # which events are new, only the store can tell
+        if filters is None:  # which events are new, only the store can tell
             return Passed(*codec.decode(bodies, form), False, None, 0.0, [])
         parts = codec.parts_of(BY_SCORE, model, scorer.name)
         handles = scorer.handles(self._arena)

@@ -24,12 +24,15 @@ from typing import Any
 import msgspec
 import structlog
 
+from gocore.filter import GoFilter
 from gocore.locate import missing_core
+from models.scorer import Scorer
 from service import app
 from service.admission import Admission
 from service.decisions import Decisions, StoredDecision
 from service.engine import Engine
 from service.errors import StartError
+from service.express import Express
 from service.gauges import watch_engine
 from service.journal import Block, Journal
 from service.journal_sync import Syncer
@@ -140,8 +143,14 @@ def take_out(parts: Sequence[str]) -> None:
     if "index" in parts:
         _replace(app, "Decisions", NoIndex)
         _replace(app, "RotatingMaybeSet", _no_filter)
+        _replace(GoCodec, "open_events", _no_filters)  # without a filter nobody would go by express
     if "ledger" in parts:
         _replace(app, "LedgerFeed", NoLedgerFeed)
+
+
+def _no_filters(codec: GoCodec, n_rows: int) -> list[GoFilter]:
+    """Every event is new."""
+    return []
 
 
 def _no_filter(*arguments: Any, **named: Any) -> None:
@@ -155,6 +164,7 @@ def time_parts(settings: Settings) -> None:
     def time_method(owner: type, name: str, part: str) -> None:
         _replace(owner, name, watch.timed(part, getattr(owner, name)))
 
+    _replace(Express, "takes", _takes_nothing)  # in it all parts are one call
     time_method(GoCodec if missing_core() is None else ReferenceCodec, "encode", "encode")
     time_method(Journal, "append_encoded", "append")
     time_method(Syncer, "begin", "fsync, on the loop")
@@ -193,6 +203,11 @@ def flip_at_signals(switch: Switch) -> None:
         listen(switch)
 
     _replace(app, "watch_engine", watch_and_listen)
+
+
+def _takes_nothing(express: Express, scorer: Scorer, n_rows: int) -> bool:
+    """Every stop is called."""
+    return False
 
 
 def check_empty(data_dir: Path) -> None:

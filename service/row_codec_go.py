@@ -57,15 +57,15 @@ class GoCodec:
         taken = self.intake.take(bodies, form, self._events.open(len(bodies)) if self._events is not None else ())
         return self._rows_of(taken, bodies, form)
 
-    def open_events(self, n_rows: int) -> list[GoFilter]:
-        """The filters of event ids for a call that looks `n_rows` up and ends with `taken`.
+    def open_events(self, n_rows: int) -> list[GoFilter] | None:
+        """The filters of event ids for a call that looks `n_rows` up and ends with `taken` or `scored`.
 
         None where their answer is not enough, or where L1's indexes are not the core's.
         """
         if self._events is None or not self._has_all_indexes:
-            return []
+            return None
         filters = self._events.open(n_rows)
-        return filters if self._events.is_sure else []
+        return filters if filters and self._events.is_sure else None
 
     def taken(self, bodies: Sequence[bytes], form: int) -> tuple[Rows, Refused]:
         """What the intake's last call, with these bodies, has made of them."""

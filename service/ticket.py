@@ -49,7 +49,7 @@ class EachSink:
 
     def answer_all(self, answers: Sequence[Answer]) -> None:
         """See Sink."""
-        if isinstance(answers, Replies):
+        if type(answers) is Replies:  # isinstance of an abstract class costs 0.5 µs
             answers = answers.as_list()
         for call, answer in zip(self._calls, answers, strict=True):
             call(answer)
