@@ -92,8 +92,9 @@ class SlowTier:
 
 
 def slow_down(running: "Running", slow: bytes) -> SlowTier:
-    tier = SlowTier(running.engine.levels[0].tier, slow)
-    running.engine.levels[0].tier = tier
+    level = running.engine.levels[0]
+    tier = SlowTier(level.tier, slow)
+    level.tier, level._near = tier, None  # it is asked with an await, as one behind a network
     return tier
 
 
