@@ -19,10 +19,13 @@ from service.row_codec_go import GoCodec
 from service.rows import Rows
 
 
+ROWS_MAX = core.ROWS_MAX
+
+
 class Passed(NamedTuple):
     """How far a chunk came: decoded, as by RowCodec.decode; scored, then nothing was refused; encoded, all approved.
 
-    last_ts: the latest time of a row, ms. lookup_seconds: of looking ids up. times: perf_counter before scoring and after each
+    lookup_seconds: of looking ids up. times: perf_counter before scoring and after each
     stop that was passed.
     """
 
@@ -44,7 +47,7 @@ class Express:
 
     def takes(self, scorer: Scorer, n_rows: int) -> bool:
         """Whether the engine is the core's, and so many rows are few."""
-        return n_rows <= core.ROWS_MAX and hasattr(scorer, "handles")
+        return n_rows <= ROWS_MAX and hasattr(scorer, "handles")
 
     def run(
         self, scorer: CoreScorer, bodies: Sequence[bytes], form: int, first_lsn: int, clock: Clock, policy: Policy, model: str

@@ -31,7 +31,7 @@ from service.codec import JSON
 from service.decide import BY_SCORE, Conclusion, Places, Policy, decide_rows
 from service.decisions import Decisions, decode_stored
 from service.errors import JournalUnavailable, NotReady, Overloaded, ScoringFailed, WeirError
-from service.express import Express
+from service.express import ROWS_MAX, Express
 from service.fetch import L1_HIT, Fetcher
 from service.in_flight import InFlight, Twin
 from service.journal import Journal, JournalError
@@ -51,7 +51,7 @@ from service.watch import Watch
 log = structlog.get_logger(__name__)
 
 LOG_INTERVAL_S = 10.0  # between two records of appends that failed
-APPROVED = np.zeros(256, dtype=np.uint8)  # the classes of rows that went by express, and of more than can
+APPROVED = np.zeros(ROWS_MAX, dtype=np.uint8)  # the classes of rows that were encoded by express
 ASIDE_ROWS = 256  # from here on a batch is scored on the core's thread: handing it over costs about 40 µs
 
 
