@@ -18,7 +18,6 @@ from service.row_codec import Encoded, Refused
 from service.row_codec_go import GoCodec
 from service.rows import Rows
 
-
 ROWS_MAX = core.ROWS_MAX
 
 
